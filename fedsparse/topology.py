@@ -182,6 +182,8 @@ def _check_shape(shape: tuple[int, ...], granularity: int) -> None:
 
 
 def _check_groups(mask: Tensor, granularity: int) -> None:
+    if granularity == 1:
+        return
     groups = mask.unflatten(0, (mask.shape[0] // granularity, granularity))
     if bool((groups != groups[:, :1]).any()):
         raise ValueError(f"the {granularity} rows of a group must have the same columns.")
