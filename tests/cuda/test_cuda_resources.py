@@ -1,4 +1,4 @@
-"""What the compiler says of every CUDA kernel: registers, spills, shared memory, and the instructions meant."""
+"""What the compiler says of every CUDA kernel: registers, spills, shared memory, instructions."""
 
 import os
 import re
