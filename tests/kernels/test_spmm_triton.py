@@ -1,0 +1,79 @@
+"""The Triton kernels of spmm without a GPU: numbers from the interpreter, resources from a compile."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+import triton.language as tl
+from fedsparse.kernels import spmm
+from spmm_interpreted import DTYPES, SHAPES
+from triton_compile import Compiled, compile_for_hopper
+
+# Half types carry the rounding of the result: 2^-11 and 2^-8, a third of it in the mean.
+TOLERANCE = {"float32": 1e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 6e-3}
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
+    script = Path(__file__).with_name("spmm_interpreted.py")
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_float64(interpreted: dict[str, dict[str, float]], shape: str, dtype: str) -> None:
+    for operation, error in interpreted[f"{shape}/{dtype}"].items():
+        assert error <= TOLERANCE[dtype], f"{operation}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp64"])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("operation", ["spmm", "spmm_t", "sddmm"])
+def test_resources(operation: str, large: bool, dtype: str) -> None:
+    """No spills, little shared memory, nothing atomic, and vector loads of the activations."""
+    compiled = compile_spmm(operation, 64 if large else 16, dtype)
+    assert compiled.stack == 0
+    assert compiled.local == 0
+    assert compiled.shared <= 227 * 1024
+    assert "atom." not in compiled.ptx
+    assert "red.global" not in compiled.ptx
+    assert "ld.global.v" in compiled.ptx
+
+
+def compile_spmm(operation: str, batch: int, dtype: str) -> Compiled:
+    acc = tl.float64 if dtype == "fp64" else tl.float32
+    pointer, count = f"*{dtype}", "i32"
+    if operation == "sddmm":
+        tile = spmm.tile("sample", batch)
+        signature = {"g_t": pointer, "x_t": pointer, "indptr": "*i32", "cols": "*i32", "dvalues": pointer}
+        constants: dict[str, Any] = {"STEPS": spmm.search_steps(512)}
+        kernel = spmm.csr_sample_kernel
+        signature |= {"batch": count, "rows": count, "nnz": count}
+    else:
+        tile = spmm.tile("product", batch)
+        signature = {"values": pointer, "indptr": "*i32", "cols": "*i32", "perm": "*i32", "x_t": pointer}
+        signature |= {"y": pointer, "batch": count, "rows": count}
+        constants = {"HAS_PERM": operation == "spmm_t"}
+        kernel = spmm.csr_product_kernel
+    constants |= {"ACC": acc, "NONZEROS": tile.nonzeros, "BATCH": tile.batch}
+    return compile_for_hopper(kernel, signature, constants, tile.warps)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (512, 9), (513, 10)])
+def test_search_steps(rows: int, steps: int) -> None:
+    """2 ** steps must reach `rows`, and one step fewer must not."""
+    assert spmm.search_steps(rows) == steps
+    assert 2**steps >= rows > 2**steps // 2
