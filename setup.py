@@ -2,6 +2,7 @@
 
 fedsparse/_ops.so       CPU ops, csrc/cpu, torch's stable ABI: one file for all Python versions.
 fedsparse/_wire*.so     the codec, csrc/wire, a pybind11 module.
+fedsparse/_meter.so     the counter of live tensor bytes, csrc/meter, torch's c10 C++ ABI.
 fedsparse/_ops_cuda.so  CUDA ops, csrc/cuda, torch's stable ABI; only where nvcc is found.
 
 Environment: FEDSPARSE_CUDA=0 never builds CUDA, =1 makes a missing nvcc an error; TORCH_CUDA_ARCH_LIST
@@ -125,6 +126,11 @@ class _Plan:
         flags = f"-Icsrc -I{python} -I{pybind}"
         self.edge("link", output, [self.compile("cxx", s, flags) for s in _sources("wire/*.cpp")], "")
 
+    def meter(self, output: str) -> None:
+        include = f"-I{_package_folder('torch') / 'include'}"
+        objects = [self.compile("cxx", s, f"{include} -fvisibility=default") for s in _sources("meter/*.cpp")]
+        self.edge("link", output, objects, f"{self.torch_link} -lc10")
+
     def ops_cuda(self, output: str) -> None:
         objects = [self.compile("nvcc", source, self.torch_flags) for source in _sources("cuda/*.cu")]
         objects += [self.compile("cxx", source, self.torch_flags) for source in _sources("cuda/*.cpp")]
@@ -136,7 +142,7 @@ class _NinjaBuild(build_ext):
     """Compiles all extensions by one ninja run in build/native, kept between builds."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.rpartition(".")[2].startswith("_ops"):
+        if fullname.rpartition(".")[2].startswith(("_ops", "_meter")):
             return fullname.replace(".", os.sep) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -183,6 +189,7 @@ def _extensions() -> list[Extension]:
     found = [Extension("fedsparse._ops", _sources("cpu/**/*.cpp"), depends=headers)]
     if _sources("wire/*.cpp"):
         found.append(Extension("fedsparse._wire", _sources("wire/*.cpp"), depends=headers))
+    found.append(Extension("fedsparse._meter", _sources("meter/*.cpp"), depends=headers))
     if _cuda_decision()[0]:
         found.append(
             Extension("fedsparse._ops_cuda", _sources("cuda/*.cu") + _sources("cuda/*.cpp"), depends=headers)

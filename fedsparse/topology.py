@@ -11,6 +11,24 @@ from torch import Tensor
 _INDEX_LIMIT = 2**31
 
 
+@dataclass(frozen=True)
+class Move:
+    """Where the values that survive a mask change went: `new[target] = old[source]`, all else 0.
+
+    Shapes: source, target int64 [kept]; `nnz` is the number of values after the change.
+    """
+
+    source: Tensor
+    target: Tensor
+    nnz: int
+
+    def apply(self, old: Tensor) -> Tensor:
+        """Return a tensor of shape [nnz] that holds the surviving entries of `old` and 0 at the grown ones."""
+        moved = old.new_zeros(self.nnz)
+        moved[self.target] = old[self.source]
+        return moved
+
+
 @dataclass(frozen=True, eq=False)
 class Topology:
     """Indices of the active weights of one dense weight of shape (N, C) or (N, C, kh, kw).
@@ -116,9 +134,7 @@ class Topology:
     def flat(self) -> Tensor:
         """Row-major flat dense index of each value, int64 [nnz], sorted."""
         lengths = self.indptr.diff().to(torch.int64)
-        row = torch.repeat_interleave(
-            torch.arange(self.rows, device=self.device), lengths, output_size=self.nnz
-        )
+        row = torch.repeat_interleave(torch.arange(self.rows, device=self.device), lengths, output_size=self.nnz)
         return row * math.prod(self.shape[1:]) + self.cols
 
     def mask(self) -> Tensor:

@@ -1,0 +1,9 @@
+"""The federated loop: a method's hooks, clients, the server, workers, and the run of an experiment."""
+
+from fedsparse.federated.client import Client, Training
+from fedsparse.federated.loop import Experiment, Loop, run
+from fedsparse.federated.method import Method
+from fedsparse.federated.server import Server, evaluate
+from fedsparse.federated.total import Total
+
+__all__ = ["Client", "Experiment", "Loop", "Method", "Server", "Total", "Training", "evaluate", "run"]

@@ -1,0 +1,110 @@
+"""One client's round: its data, its seeds, local training. Knows nothing of the server or of transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsparse.data import Dataset
+from fedsparse.federated.method import Method
+from fedsparse.federated.seeds import numpy_generator, torch_generator
+from fedsparse.nn import SparseLayer
+from fedsparse.optim import SGD
+from fedsparse.topology import Topology
+from fedsparse.wire import Section
+
+
+@dataclass(frozen=True)
+class Training:
+    """How rounds and local training go.
+
+    rounds T; clients_per_round; epochs E; batch_size B; lr, momentum, weight_decay of local SGD; lr_decay: the learning
+    rate of round t is lr * lr_decay^t; eval_every: rounds between evaluations (the last round is always evaluated).
+    """
+
+    rounds: int = 10
+    clients_per_round: int = 10
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    lr_decay: float = 1.0
+    eval_every: int = 1
+    augment: bool = False
+
+
+@dataclass
+class Client:
+    """A client while it works: model (the worker's, loaded with the server's weights), data and settings.
+
+    received: sections of the server's message beside weights and mask. loss: mean training loss of the last epoch.
+    """
+
+    id: int
+    round: int
+    seed: int
+    model: nn.Module
+    data: Dataset
+    index: np.ndarray
+    training: Training
+    wire: Literal["fp32", "fp16"] = "fp32"
+    received: Mapping[str, Section] = field(default_factory=dict)
+    optimizer: SGD = field(init=False)
+    loss: float = float("nan")
+
+    def __post_init__(self) -> None:
+        t = self.training
+        lr = t.lr * t.lr_decay**self.round
+        self.optimizer = SGD(self.model.parameters(), lr=lr, momentum=t.momentum, weight_decay=t.weight_decay)
+
+    @property
+    def samples(self) -> int:
+        """n_k."""
+        return len(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def batches(self, purpose: str, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
+
+        Yields (x float32 [b, c, h, w], y int64 [b]). A last batch of a single sample is left out where there is
+        another, because batch norm cannot train on it.
+        """
+        order = numpy_generator(self.seed, purpose, self.round, self.id).permutation(self.index)
+        noise = torch_generator(self.seed, f"{purpose}/augment", self.round, self.id) if augment else None
+        size = self.training.batch_size
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            if len(batch) > 1 or start == 0:
+                x, y = self.data.batch(batch, noise)
+                yield x.to(self.device), y.to(self.device)
+
+    def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
+        """Give a layer a new mask while training goes on; momentum follows."""
+        self.optimizer.follow(layer.values, layer.set_topology(topology))
+
+
+def train(client: Client, method: Method) -> None:
+    """E local epochs of SGD under the method's hooks; sets `client.loss`."""
+    client.model.train()
+    method.begin(client)
+    for epoch in range(client.training.epochs):
+        losses, seen = 0.0, 0
+        for x, y in client.batches(f"epoch {epoch}", client.training.augment):
+            client.optimizer.zero_grad(set_to_none=True)
+            loss = method.loss(client, client.model(x), y)
+            loss.backward()
+            method.step(client)
+            losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
+        client.loss = losses / seen
+        method.epoch_end(client, epoch)
+    client.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,130 @@
+"""A model as the sections of a message, and back.
+
+`parameters`: all parameters in the order of `model.parameters()`, a sparse layer's as its values [nnz], in one vector.
+`buffers`: the floating-point buffers (norm statistics) in one vector; index arrays and counters do not travel.
+`mask`: one bit a group of every sparse layer, in the order of `model.named_modules()`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
+from fedsparse.pruning import active_groups, from_groups
+from fedsparse.wire import Bitmap, Section, Values
+
+
+def parameters(model: nn.Module) -> Tensor:
+    """A copy of all parameters as one float32 vector on the CPU."""
+    return _flatten([p.detach() for p in model.parameters()])
+
+
+def buffers(model: nn.Module) -> Tensor:
+    """A copy of all floating-point buffers as one float32 vector on the CPU."""
+    return _flatten(_float_buffers(model))
+
+
+def mask(model: nn.Module) -> Tensor:
+    """The masks of all sparse layers as one bool vector over groups, on the CPU."""
+    bits = [_layer_bits(layer) for layer in sparse_layers(model).values()]
+    return torch.cat(bits) if bits else torch.zeros(0, dtype=torch.bool)
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, vector: Tensor) -> None:
+    """Copy a vector made by `parameters` into a model of the same masks."""
+    _unflatten([p.detach() for p in model.parameters()], vector, "parameters")
+
+
+@torch.no_grad()
+def load_buffers(model: nn.Module, vector: Tensor) -> None:
+    """Copy a vector made by `buffers` into a model."""
+    _unflatten(_float_buffers(model), vector, "buffers")
+
+
+def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
+    """The number of bits of the mask of the named layers, dense or sparse."""
+    return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)
+
+
+def load_mask(model: nn.Module, bits: Tensor, names: Sequence[str], granularity: int) -> None:
+    """Give the named layers the masks that `bits` says, making layers sparse that were dense."""
+    layers = {name: layer for name, layer in prunable(model, last=True).items() if name in names}
+    dense_masks: dict[str, Tensor] = {}
+    start = 0
+    for name, layer in layers.items():
+        groups = bits[start : start + _groups(layer, granularity)].nonzero().flatten()
+        start += _groups(layer, granularity)
+        topology = from_groups(groups, _shape(layer), granularity)
+        if isinstance(layer, SparseLayer):
+            layer.set_topology(topology)
+        else:
+            dense_masks[name] = topology.mask()
+    if dense_masks:
+        sparsify(model, masks=dense_masks, granularity=granularity)
+
+
+def load(model: nn.Module, sections: Mapping[str, Section], names: Sequence[str] = (), granularity: int = 1) -> None:
+    """Load what is there of `mask`, `parameters` and `buffers`."""
+    if isinstance(bits := sections.get("mask"), Bitmap):
+        load_mask(model, torch.as_tensor(bits.mask), names, granularity)
+    if isinstance(vector := sections.get("parameters"), Values):
+        load_parameters(model, vector.tensor())
+    if isinstance(vector := sections.get("buffers"), Values):
+        load_buffers(model, vector.tensor())
+
+
+def split_by_layer(model: nn.Module, groups: Tensor, *columns: Tensor) -> Mapping[str, tuple[Tensor, ...]]:
+    """Cut (sorted global group indices, aligned columns ...) into one tuple a sparse layer, with local indices."""
+    parts = {}
+    start = 0
+    for name, layer in sparse_layers(model).items():
+        end = start + _groups(layer, layer.granularity)
+        low, high = (int(i) for i in torch.searchsorted(groups, torch.tensor([start, end])))
+        parts[name] = (groups[low:high] - start, *(column[low:high] for column in columns))
+        start = end
+    return parts
+
+
+def offsets(model: nn.Module) -> dict[str, int]:
+    """Where each sparse layer's groups start in the mask of the whole model."""
+    starts, start = {}, 0
+    for name, layer in sparse_layers(model).items():
+        starts[name] = start
+        start += _groups(layer, layer.granularity)
+    return starts
+
+
+def _layer_bits(layer: SparseLayer) -> Tensor:
+    bits = torch.zeros(_groups(layer, layer.granularity), dtype=torch.bool)
+    bits[active_groups(layer.topology).cpu()] = True
+    return bits
+
+
+def _groups(layer: nn.Module, granularity: int) -> int:
+    return torch.Size(_shape(layer)).numel() // granularity
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    return layer.weight_shape if isinstance(layer, SparseLayer) else tuple(layer.get_parameter("weight").shape)
+
+
+def _float_buffers(model: nn.Module) -> list[Tensor]:
+    return [b for b in model.buffers() if b.is_floating_point()]
+
+
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.zeros(0)
+    return torch.cat([t.flatten().to("cpu", torch.float32) for t in tensors])
+
+
+def _unflatten(tensors: list[Tensor], vector: Tensor, what: str) -> None:
+    expected = sum(t.numel() for t in tensors)
+    if vector.numel() != expected:
+        raise ValueError(f"{what} hold {vector.numel()} numbers, but the model has {expected}")
+    start = 0
+    for t in tensors:
+        t.copy_(vector[start : start + t.numel()].view_as(t))
+        start += t.numel()

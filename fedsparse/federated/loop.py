@@ -1,0 +1,269 @@
+"""The federated loop in one process: sample, send, train, judge, sum, update, evaluate, record.
+
+Every message is encoded to bytes, counted, decoded and judged, in one process too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsparse.data import Dataset
+from fedsparse.federated import exchange
+from fedsparse.federated.artefacts import append_line, write_json
+from fedsparse.federated.client import Client, Training, train
+from fedsparse.federated.meter import multiply_adds
+from fedsparse.federated.method import Method, Sections
+from fedsparse.federated.seeds import numpy_generator
+from fedsparse.federated.server import Server, evaluate
+from fedsparse.federated.total import Total
+from fedsparse.federated.validate import UpdateError, judge
+from fedsparse.federated.worker import Worker
+from fedsparse.wire import Bitmap, Spec, Values, encode
+
+Record = dict[str, Any]
+SERVER = -1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: a dense model, a method, clients' data, and how they train.
+
+    model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
+    client. wire: dtype of parameters in both directions. public: samples that the server holds and pretrains the model
+    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names of
+    model and dataset).
+    """
+
+    model: nn.Module
+    method: Method
+    train: Dataset
+    test: Dataset
+    parts: Sequence[np.ndarray]
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    wire: Literal["fp32", "fp16"] = "fp32"
+    public: np.ndarray | None = None
+    pretrain_epochs: int = 1
+    name: str = "run"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(experiment: Experiment, out: Path | None = None, on_round: Callable[[Record], None] | None = None) -> Record:
+    """Run to the last round and return the result; with `out`, write rounds.jsonl and, last, result.json there.
+
+    `on_round` is called with each round's record. Ctrl-C ends the run after what is done, status "interrupted".
+    """
+    loop = Loop(experiment)
+    started = time.perf_counter()
+    status = "complete"
+    try:
+        loop.open()
+        for t in range(experiment.training.rounds):
+            record = loop.round(t)
+            if out is not None:
+                append_line(out / "rounds.jsonl", record)
+            if on_round is not None:
+                on_round(record)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    result = loop.result(status, time.perf_counter() - started)
+    if out is not None:
+        write_json(out / "result.json", result)
+    return result
+
+
+class Loop:
+    """The state of a run and its three steps: open, round, result."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        method = experiment.method
+        model = method.prepare(copy.deepcopy(experiment.model))
+        names = method.prunes(model)
+        shape = tuple(experiment.train.batch(np.array([0]))[0].shape[1:])
+        self.dense_macs = multiply_adds(model, shape)
+        samples = [len(part) for part in experiment.parts]
+        self.server = Server(model, experiment.seed, names, method.granularity, shape, samples)
+        self.worker = Worker(
+            copy.deepcopy(model),
+            method,
+            names,
+            experiment.train,
+            experiment.parts,
+            experiment.training,
+            experiment.seed,
+            experiment.wire,
+        )
+        self.records: list[Record] = []
+        self.down = self.up = 0
+        self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0}
+        self._rejected: list[Record] = []
+
+    def open(self) -> None:
+        """Everything before round 0: the first mask, and what the method asks of clients."""
+        start = time.perf_counter()
+        experiment, method, server = self.experiment, self.experiment.method, self.server
+        if experiment.public is not None and len(experiment.public):
+            training = replace(experiment.training, epochs=experiment.pretrain_epochs)
+            holder = Client(SERVER, 0, experiment.seed, server.model, experiment.train, experiment.public, training)
+            train(holder, Method())
+        method.start(server)
+        method.probe(server, self.ask)
+        self.opening = {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
+
+    def ask(
+        self, task: str, sections: Sections, expect: Mapping[str, Spec], clients: Sequence[int] | None = None
+    ) -> Total:
+        """Run the method's function `task` on clients (all of them by default) and sum their answers."""
+        asked = list(range(len(self.experiment.parts))) if clients is None else list(clients)
+        message = encode(task, 0, SERVER, dict(sections))
+        total = Total(self._samples(asked))
+        for id in asked:
+            self.down += len(message)
+            self._accept(total, id, self.worker.perform(task, id, message), task, 0, expect)
+        return total
+
+    def round(self, t: int) -> Record:
+        """One round; returns its record."""
+        start = time.perf_counter()
+        before = (self.down, self.up)
+        self._rejected, self.server.changed = [], 0.0
+        if t == 0:
+            before = (0, 0)
+            self.server.changed = 0.0
+        self.worker.peak.reset()
+        sampled = self._sample(t)
+        self._send(t, sampled)
+        expect = self.experiment.method.expect(self.server, t)
+        total = Total(self._samples(sampled))
+        times = []
+        for id in sampled:
+            report = self.worker.train(id)
+            times.append(self.worker.seconds)
+            self._accept(total, id, report, "report", t, expect)
+        if total.clients:
+            self.experiment.method.update(self.server, total, t)
+        seconds = time.perf_counter() - start
+        return self._record(t, total, times, seconds, before)
+
+    def result(self, status: str, total_seconds: float) -> Record:
+        """What a run says of itself; every cost in it was measured."""
+        experiment, records = self.experiment, self.records
+        scored = [r["accuracy"] for r in records if r["accuracy"] is not None]
+        return {
+            "name": experiment.name,
+            "method": experiment.method.name,
+            **experiment.labels,
+            "status": status,
+            "rounds": len(records),
+            "clients": len(experiment.parts),
+            "accuracy": scored[-1] if scored else None,
+            "best_accuracy": max(scored, default=None),
+            "density": self.server.density(),
+            "parameters": self.server.parameter_count,
+            "macs": multiply_adds(self.server.model, self.server.input_shape),
+            "dense_macs": self.dense_macs,
+            "seconds_per_round": statistics.median(r["seconds"] for r in records) if records else None,
+            "client_seconds": statistics.median(r["client_seconds"] for r in records) if records else None,
+            "peak_bytes": max((r["peak_bytes"] for r in records), default=None),
+            "bytes_down": self.down,
+            "bytes_up": self.up,
+            "opening": self.opening,
+            "total_seconds": total_seconds,
+            "seed": experiment.seed,
+            "threads": torch.get_num_threads(),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
+        }
+
+    def _sample(self, t: int) -> list[int]:
+        count = min(self.experiment.training.clients_per_round, len(self.experiment.parts))
+        generator = numpy_generator(self.experiment.seed, "clients", t)
+        return sorted(int(i) for i in generator.choice(len(self.experiment.parts), count, replace=False))
+
+    def _send(self, t: int, sampled: Sequence[int]) -> None:
+        """The mask to whom lacks it, the weights to all; the worker decodes each once."""
+        server = self.server
+        weights = encode("weights", t, SERVER, dict(self._weights(t)))
+        if server.mask_version:
+            behind = [id for id in sampled if server.known.get(id) != server.mask_version]
+            if behind:
+                mask = encode("mask", t, SERVER, {"mask": Bitmap(exchange.mask(server.model))})
+                self.worker.receive_mask(mask)
+                self.down += len(mask) * len(behind)
+            server.known.update(dict.fromkeys(behind, server.mask_version))
+        self.worker.receive_weights(weights)
+        self.down += len(weights) * len(sampled)
+
+    def _weights(self, t: int) -> Sections:
+        return {
+            "parameters": Values(exchange.parameters(self.server.model), wire=self.experiment.wire),
+            "buffers": Values(exchange.buffers(self.server.model)),
+            **self.experiment.method.broadcast(self.server, t),
+        }
+
+    def _accept(self, total: Total, id: int, report: bytes, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
+        self.up += len(report)
+        try:
+            facts, sent = judge(report, kind, t, id, self.server.samples[id], expect)
+            sections = self.experiment.method.digest(self.server, sent, t)
+        except UpdateError as reason:
+            self._rejected.append({"client": id, "reason": str(reason)})
+            return
+        total.losses.append(facts.loss)
+        total.add(id, facts.samples, sections)
+
+    def _samples(self, clients: Sequence[int]) -> int:
+        return sum(self.server.samples[id] for id in clients)
+
+    def _record(self, t: int, total: Total, times: list[float], seconds: float, before: tuple[int, int]) -> Record:
+        training, server = self.experiment.training, self.server
+        accuracy = loss = None
+        if (t + 1) % training.eval_every == 0 or t + 1 == training.rounds:
+            accuracy, loss = evaluate(server.model, self.experiment.test)
+        record = {
+            "round": t,
+            "accuracy": accuracy,
+            "loss": loss,
+            "train_loss": _mean(total.losses),
+            "density": server.density(),
+            "layer_densities": server.densities(),
+            "mask_change": server.changed,
+            "seconds": seconds,
+            "client_seconds": statistics.median(times),
+            "bytes_down": self.down - before[0],
+            "bytes_up": self.up - before[1],
+            "peak_bytes": self.worker.peak.bytes,
+            "macs": multiply_adds(server.model, server.input_shape),
+            "clients": total.clients,
+            "rejected": self._rejected,
+        }
+        self.records.append(record)
+        return record
+
+
+def _mean(numbers: list[float]) -> float | None:
+    finite = [x for x in numbers if math.isfinite(x)]
+    return statistics.fmean(finite) if finite else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()

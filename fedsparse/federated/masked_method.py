@@ -1,0 +1,95 @@
+"""What methods that start from one given mask share: how that mask is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsparse.federated import exchange
+from fedsparse.federated.method import Ask, Method, Sections
+from fedsparse.federated.seeds import torch_generator
+from fedsparse.nn import prunable
+from fedsparse.pruning import Distribution, masks_from_scores, score
+from fedsparse.wire import Bitmap, BitmapSpec, Section, Values
+
+if TYPE_CHECKING:
+    from fedsparse.federated.client import Client
+    from fedsparse.federated.server import Server
+
+Initial = Literal["random", "magnitude", "snip", "grasp", "synflow"]
+
+
+@dataclass(frozen=True)
+class MaskedMethod(Method):
+    """A method whose first mask has a given density over the prunable weights.
+
+    density: d in (0, 1]; 1 is dense training. distribution: layer densities, `uniform`, `er`, `erk`, or `global` (by
+    score over all layers). initial: the score; `snip` and `grasp` see `initial_batches` batches of the client with the
+    most samples. granularity: V of Vx1 masks. prune_last: whether the last linear layer is pruned too.
+    """
+
+    density: Annotated[float, Field(gt=0, le=1)] = 1.0
+    distribution: Distribution = "erk"
+    initial: Initial = "random"
+    initial_batches: Annotated[int, Field(ge=1)] = 4
+    granularity: Annotated[int, Field(ge=1, le=64)] = 1
+    prune_last: bool = False
+
+    def prunes(self, model: nn.Module) -> list[str]:
+        """The prunable layers; none where the density is 1."""
+        return list(prunable(model, self.prune_last)) if self.density < 1 else []
+
+    def start(self, server: Server) -> None:
+        """Choose a mask that needs no data."""
+        if not server.names or self.initial in ("snip", "grasp"):
+            return
+        if self.initial == "synflow":
+            names, shape = server.names, server.input_shape
+            server.set_masks(
+                score.synflow_masks(server.model, names, shape, self.density, self.distribution, self.granularity)
+            )
+            return
+        weights = server.dense_weights()
+        generator = torch_generator(server.seed, "initial mask")
+        scores = score.random(weights, generator) if self.initial == "random" else score.magnitude(weights)
+        server.set_masks(masks_from_scores(scores, self.density, self.distribution, self.granularity))
+
+    def probe(self, server: Server, ask: Ask) -> None:
+        """Have the client with the most samples choose a mask that needs data."""
+        if not server.names or self.initial not in ("snip", "grasp"):
+            return
+        sections: dict[str, Section] = {
+            "parameters": Values(exchange.parameters(server.model)),
+            "buffers": Values(exchange.buffers(server.model)),
+        }
+        largest = max(range(len(server.samples)), key=lambda id: server.samples[id])
+        size = exchange.mask_size(server.model, server.names, self.granularity)
+        total = ask("score_mask", sections, {"mask": BitmapSpec(size=size)}, [largest])
+        server.set_mask_bits(total.mean("mask") > 0.5)
+
+    def score_mask(self, client: Client, sections: Sections) -> dict[str, Section]:
+        """On the client: score the dense weights on its own data and send the mask of the highest."""
+        exchange.load(client.model, sections)
+        names = self.prunes(client.model)
+        scorer = score.snip if self.initial == "snip" else score.grasp
+        client.model.train()
+        scores = scorer(
+            client.model, names, list(_some_batches(client, self.initial_batches)), functional.cross_entropy
+        )
+        masks = masks_from_scores(scores, self.density, self.distribution, self.granularity)
+        return {"mask": Bitmap(torch.cat([_group_bits(masks[name], self.granularity) for name in names]))}
+
+
+def _some_batches(client: Client, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for _, batch in zip(range(count), client.batches("initial mask")):
+        yield batch
+
+
+def _group_bits(mask: Tensor, granularity: int) -> Tensor:
+    return mask.reshape(mask.shape[0], -1)[::granularity].flatten()

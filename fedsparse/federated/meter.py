@@ -1,0 +1,94 @@
+"""What a client's work costs, measured: peak bytes of live tensors, and multiply-adds of a forward pass."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse.nn import SparseLayer
+
+
+class Peak:
+    """Peak memory of a worker: the model it holds plus the most that was alive beside it.
+
+    On the CPU every tensor that torch's allocator hands out is counted to the byte, kernels' scratch included; on CUDA
+    `torch.cuda.max_memory_allocated` is read. `bytes` is the highest figure since the last `reset`.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def reset(self) -> None:
+        """Forget the highest figure."""
+        self.bytes = 0
+
+    @contextmanager
+    def measure(self, model: nn.Module) -> Iterator[None]:
+        """Count what is alive in the context beyond what was at its start, plus the model's own tensors."""
+        held = model_bytes(model)
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            yield
+            beyond = torch.cuda.max_memory_allocated(device) - before
+        else:
+            meter = _cpu_meter()
+            meter.fedsparse_meter_reset()
+            before = meter.fedsparse_meter_live()
+            yield
+            beyond = meter.fedsparse_meter_peak() - before
+        self.bytes = max(self.bytes, held + beyond)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, index arrays included."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of the convolutions and linear layers in a forward pass of one sample of shape (C, H, W).
+
+    Counted at the layers while they run: a sparse layer does one per active weight and output position.
+    """
+    count = 0
+
+    def hook(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal count
+        if isinstance(module, SparseLayer):
+            weights = module.topology.nnz
+        else:
+            weights = module.get_parameter("weight").numel()
+        positions = output[0, 0].numel() if output.dim() == 4 else output[0].numel() // output.shape[-1]
+        count += weights * positions
+
+    handles = [
+        m.register_forward_hook(hook) for m in model.modules() if isinstance(m, SparseLayer | nn.Conv2d | nn.Linear)
+    ]
+    training = model.training
+    parameter = next(model.parameters())
+    model.eval()(torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    model.train(training)
+    for handle in handles:
+        handle.remove()
+    return count
+
+
+@cache
+def _cpu_meter() -> Any:
+    path = Path(__file__).parent.parent / "_meter.so"
+    if not path.exists():
+        raise RuntimeError(f"the memory meter {path.name} is not built: install fedsparse with `pip install .`")
+    library = ctypes.CDLL(str(path))
+    for name in ("fedsparse_meter_live", "fedsparse_meter_peak"):
+        getattr(library, name).restype = ctypes.c_int64
+    library.fedsparse_meter_install()
+    return library

@@ -1,0 +1,118 @@
+"""The hooks by which a method says what it does; everything else (transport, sums, seeds, files) is the loop's.
+
+A method is a frozen dataclass of hyper-parameters. Its state is explicit: the server's model (weights and masks) and
+`server.state`, named tensors. A hook that a method does not override does what FedAvg does. In the order in which they run:
+
+| hook | where, when |
+| --- | --- |
+| prepare(model) | both sides, once: exchange layers |
+| start(server) | server, once: first mask, state tensors |
+| probe(server, ask) | server, before round 0: `ask(task, sections, clients)` has the method's function `task` run on clients |
+| broadcast(server, t) | server, each round: sections that travel beside the weights |
+| begin(client) | client, before its first batch |
+| loss(client, output, target) | client, each batch: what is differentiated |
+| step(client) | client, each batch, after the backward pass |
+| epoch_end(client, epoch) | client, after each epoch |
+| report(client) | client, last: the sections it sends |
+| expect(server, t) | server: what a report must look like, or it is refused |
+| digest(server, sections, t) | server, each accepted report before it is summed: derive sections that add |
+| update(server, total, t) | server: new weights and masks from the sum of reports |
+
+Why these suffice, method by method (a dash: FedAvg's):
+
+| | start, probe | on the client | report and expect | update |
+| --- | --- | --- | --- | --- |
+| FedAvg | mask by score, or scored by a client (probe) | - | weights, buffers | weighted mean |
+| PruneFL | probe: `ask` one client to prune and send its mask; times measured in start | step: add gradients | + squares of the sums, adjustment rounds | mean; mask of any size from g^2/t |
+| FedDST | mask in start | epoch_end: prune, grow by the last batch's gradient, `client.change_masks` | Masked weights (adjustment rounds) | masked mean, union, top K_l |
+| FedTiny | probe: norm statistics, then losses of candidates | - | + Pairs of grown candidates | mean; prune and grow a block |
+| FedMef | prepare: NSConv; mask in start | begin: the low weights; loss: + their norm; step: learning rate | + Pairs | mean; prune and grow |
+| FedSGC | broadcast: 2-bit direction map | epoch_end with `client.received` | Masked weights + gradient signs | masked mean with the old model, union, top K_l |
+| FedRTS | posteriors in `server.state` | - | + Indices; digest: the report's own top-kappa as a Bitmap | posteriors, Thompson sampling |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsparse.federated import exchange
+from fedsparse.wire import Section, Spec, Values, ValuesSpec
+
+if TYPE_CHECKING:
+    from fedsparse.federated.client import Client
+    from fedsparse.federated.server import Server
+    from fedsparse.federated.total import Total
+
+Sections = Mapping[str, Section]
+Ask = Callable[[str, Sections, Mapping[str, Spec], Sequence[int] | None], "Total"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Federated averaging of whatever is active; the base of every method."""
+
+    name: ClassVar[str] = "method"
+
+    @property
+    def granularity(self) -> int:
+        """V of the masks: consecutive output channels that share a column."""
+        return 1
+
+    def prunes(self, model: nn.Module) -> list[str]:
+        """Names of the layers that masks are made for, in the model's order; none for a dense method."""
+        return []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Change the freshly built model, on both sides."""
+        return model
+
+    def start(self, server: Server) -> None:
+        """Choose the first mask and make the state tensors."""
+
+    def probe(self, server: Server, ask: Ask) -> None:
+        """Exchange what must be exchanged before round 0."""
+
+    def broadcast(self, server: Server, t: int) -> dict[str, Section]:
+        """Sections that travel down beside parameters, buffers and mask."""
+        return {}
+
+    def begin(self, client: Client) -> None:
+        """Prepare a client's round."""
+
+    def loss(self, client: Client, output: Tensor, target: Tensor) -> Tensor:
+        """The scalar that is differentiated: cross-entropy. output: [B, classes]; target: int64 [B]."""
+        return functional.cross_entropy(output, target)
+
+    def step(self, client: Client) -> None:
+        """Use the gradients."""
+        client.optimizer.step()
+
+    def epoch_end(self, client: Client, epoch: int) -> None:
+        """After local epoch `epoch`, counted from 0."""
+
+    def report(self, client: Client) -> dict[str, Section]:
+        """What the client sends: its parameters and buffers."""
+        return {
+            "parameters": Values(exchange.parameters(client.model), wire=client.wire),
+            "buffers": Values(exchange.buffers(client.model)),
+        }
+
+    def expect(self, server: Server, t: int) -> dict[str, Spec]:
+        """What a report of round t must hold."""
+        return {
+            "parameters": ValuesSpec(size=server.parameter_count, dtype="float32"),
+            "buffers": ValuesSpec(size=server.buffer_count, dtype="float32"),
+        }
+
+    def digest(self, server: Server, sections: Sections, t: int) -> Sections:
+        """Turn one validated report into what is summed; raise UpdateError if the method sees that it is wrong."""
+        return sections
+
+    def update(self, server: Server, total: Total, t: int) -> None:
+        """Set the server's weights to the weighted mean of the reports."""
+        server.load(total.mean("parameters"), total.mean("buffers"))

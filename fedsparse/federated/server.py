@@ -1,0 +1,107 @@
+"""The server's state: the global model (weights and masks), the method's named tensors, and nothing hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsparse.data import Dataset
+from fedsparse.federated import exchange
+from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
+from fedsparse.topology import Topology
+
+
+@dataclass
+class Server:
+    """What a checkpoint of a run must hold, beside the config.
+
+    model: the global model. names, granularity: the layers that masks are made for, and V. samples: n_k of
+    every client. state: the method's named
+    tensors. mask_version: number of masks so far (0: dense). known: which mask version each client has. changed: newly
+    active over active weights at the last mask change.
+    """
+
+    model: nn.Module
+    seed: int
+    names: list[str]
+    granularity: int
+    input_shape: tuple[int, ...]
+    samples: list[int]
+    state: dict[str, Tensor] = field(default_factory=dict)
+    mask_version: int = 0
+    known: dict[int, int] = field(default_factory=dict)
+    changed: float = 0.0
+
+    @property
+    def layers(self) -> dict[str, SparseLayer]:
+        """The sparse layers by name."""
+        return sparse_layers(self.model)
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the parameter vector: active weights and dense parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def buffer_count(self) -> int:
+        """Numbers in the buffer vector."""
+        return sum(b.numel() for b in self.model.buffers() if b.is_floating_point())
+
+    def dense_weights(self) -> dict[str, Tensor]:
+        """The weights of the layers that masks are made for, by name, while they are still dense."""
+        layers = prunable(self.model, last=True)
+        return {name: layers[name].get_parameter("weight").detach() for name in self.names}
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Make the named dense layers sparse with these masks (bool, dense shapes)."""
+        sparsify(self.model, masks=masks, granularity=self.granularity)
+        self.mask_version += 1
+
+    def set_mask_bits(self, bits: Tensor) -> None:
+        """Make the named layers sparse with the masks of one bool vector over groups (see `exchange`)."""
+        exchange.load_mask(self.model, bits, self.names, self.granularity)
+        self.mask_version += 1
+
+    def change_masks(self, topologies: Mapping[str, Topology]) -> None:
+        """Give sparse layers new masks: surviving weights stay, grown ones start at 0."""
+        layers = self.layers
+        grown = 0
+        for name, topology in topologies.items():
+            grown += topology.nnz - len(layers[name].set_topology(topology).source)
+        self.changed = grown / max(1, sum(layer.topology.nnz for layer in layers.values()))
+        self.mask_version += 1
+
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Set weights and norm statistics from vectors."""
+        exchange.load_parameters(self.model, parameters)
+        exchange.load_buffers(self.model, buffers)
+
+    def densities(self) -> dict[str, float]:
+        """The density of each layer that masks are made for."""
+        layers = self.layers
+        return {name: layers[name].topology.density if name in layers else 1.0 for name in self.names}
+
+    def density(self) -> float:
+        """Active over all weights of the layers that masks are made for; 1 for a dense method."""
+        topologies = [layer.topology for layer in self.layers.values()]
+        total = sum(t.numel for t in topologies)
+        return sum(t.nnz for t in topologies) / total if total else 1.0
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, batch_size: int = 500) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy) over a whole data set, in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    right, loss = 0, 0.0
+    for start in range(0, len(data.labels), batch_size):
+        x, y = data.batch(torch.arange(start, min(start + batch_size, len(data.labels))))
+        x, y = x.to(device), y.to(device)
+        output = model(x)
+        right += int((output.argmax(1) == y).sum())
+        loss += float(functional.cross_entropy(output, y, reduction="sum"))
+    return right / len(data.labels), loss / len(data.labels)

@@ -1,0 +1,100 @@
+"""Sums of clients' reports that do not depend on the order of arrival.
+
+A number x of a client with share p of the samples is added as the integer rint(p x 2^40): integers add in any order and
+grouping to the same bits, so one process and many ranks agree, and the server's memory does not grow with the number
+of clients. The resolution is 2^-40; |x| must be below 2^22 (`LIMIT`), which validation guarantees.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Section, Values
+
+SCALE = 2.0**40
+LIMIT = 2.0**22
+
+
+@dataclass
+class Total:
+    """The running sum over accepted reports, and after the last one their weighted mean.
+
+    declared: samples of all clients asked; accepted: samples of those added; clients and losses: their ids and mean
+    training losses in order of arrival.
+    """
+
+    declared: int
+    accepted: int = 0
+    clients: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    _dense: dict[str, Tensor] = field(default_factory=dict)
+    _pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _masked: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, client: int, samples: int, sections: Mapping[str, Section]) -> None:
+        """Add one validated report: Values elementwise, Pairs and Indices by index, Masked by coordinate."""
+        share = samples / self.declared
+        for name, section in sections.items():
+            if isinstance(section, Values):
+                self._add_values(name, _fixed(section.tensor(), share))
+            elif isinstance(section, Masked):
+                self._add_masked(name, section, share)
+            elif isinstance(section, Pairs):
+                self._add_pairs(name, torch.as_tensor(section.indices), _fixed(section.tensor(), share))
+            elif isinstance(section, Indices):
+                ones = torch.ones(len(section.indices))
+                self._add_pairs(name, torch.as_tensor(section.indices), _fixed(ones, share))
+            elif isinstance(section, Bitmap):
+                self._add_values(name, _fixed(torch.as_tensor(section.mask).float(), share))
+        self.accepted += samples
+        self.clients.append(client)
+
+    def mean(self, name: str) -> Tensor:
+        """The weighted mean sum p_k x_k over the accepted clients: float32, the section's shape."""
+        return self._real(self._dense[name])
+
+    def pairs(self, name: str) -> tuple[Tensor, Tensor]:
+        """(sorted indices int64 [u], sum p_k x_k float32 [u] or [u, width]) over what any client sent; missing = 0."""
+        indices, sums = self._pairs[name]
+        return indices, self._real(sums)
+
+    def masked(self, name: str) -> tuple[Tensor, Tensor]:
+        """Per coordinate sum_k p_k m_k x_k / sum_k p_k m_k (0 where nobody has it), and sum_k p_k m_k: float32 [n]."""
+        sums, weights = self._masked[name]
+        mean = torch.where(weights > 0, sums.double() / weights.clamp(min=1).double(), 0.0)
+        return mean.float(), self._real(weights)
+
+    def _real(self, fixed: Tensor) -> Tensor:
+        if self.accepted == 0:
+            raise ValueError("no report was accepted, so there is no mean")
+        return (fixed.double() / SCALE * (self.declared / self.accepted)).float()
+
+    def _add_values(self, name: str, fixed: Tensor) -> None:
+        if name in self._dense:
+            self._dense[name] += fixed
+        else:
+            self._dense[name] = fixed
+
+    def _add_masked(self, name: str, section: Masked, share: float) -> None:
+        mask = torch.as_tensor(section.mask)
+        if name not in self._masked:
+            zeros = torch.zeros(len(mask), dtype=torch.int64)
+            self._masked[name] = (zeros, zeros.clone())
+        sums, weights = self._masked[name]
+        sums[mask] += _fixed(section.tensor(), share)
+        weights[mask] += round(share * SCALE)
+
+    def _add_pairs(self, name: str, indices: Tensor, fixed: Tensor) -> None:
+        indices = indices.long()
+        if name in self._pairs:
+            before, sums = self._pairs[name]
+            merged, place = torch.unique(torch.cat([before, indices]), return_inverse=True)
+            fixed = fixed.new_zeros(len(merged), *fixed.shape[1:]).index_add_(0, place, torch.cat([sums, fixed]))
+            indices = merged
+        self._pairs[name] = (indices, fixed)
+
+
+def _fixed(numbers: object, share: float) -> Tensor:
+    return (torch.as_tensor(numbers).double() * (share * SCALE)).round_().long()

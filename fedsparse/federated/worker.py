@@ -1,0 +1,73 @@
+"""A worker runs many clients, one after the other, on one model: it decodes, trains, and encodes the report.
+
+The worker sees bytes only, as a process on another machine would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from fedsparse.data import Dataset
+from fedsparse.federated import exchange
+from fedsparse.federated.client import Client, Training, train
+from fedsparse.federated.meter import Peak
+from fedsparse.federated.method import Method, Sections
+from fedsparse.wire import Message, Values, decode, encode
+
+
+@dataclass
+class Worker:
+    """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client."""
+
+    model: nn.Module
+    method: Method
+    names: list[str]
+    data: Dataset
+    parts: Sequence[np.ndarray]
+    training: Training
+    seed: int
+    wire: Literal["fp32", "fp16"] = "fp32"
+    weights: Message | None = None
+    seconds: float = 0.0
+    peak: Peak = field(default_factory=Peak)
+
+    def receive_mask(self, data: bytes) -> None:
+        """Take the masks of a `mask` message."""
+        exchange.load(self.model, decode(data).sections, self.names, self.method.granularity)
+
+    def receive_weights(self, data: bytes) -> None:
+        """Keep a `weights` message; every client of the round starts from it."""
+        self.weights = decode(data)
+
+    def train(self, id: int) -> bytes:
+        """Run one client's round and return its encoded report; `seconds` and `peak` tell what it took."""
+        start = time.perf_counter()
+        with self.peak.measure(self.model):
+            client = self._client(id)
+            train(client, self.method)
+            sections = self.method.report(client)
+        facts = np.array([client.samples, client.loss], dtype=np.float64)
+        report = encode("report", client.round, id, {"facts": Values(facts), **sections})
+        self.seconds = time.perf_counter() - start
+        return report
+
+    def perform(self, task: str, id: int, data: bytes) -> bytes:
+        """Run the method's function `task` on one client, as `Method.probe` asks, and return its encoded answer."""
+        message = decode(data)
+        client = self._client(id, message.round)
+        sections: Sections = getattr(self.method, task)(client, message.sections)
+        facts = np.array([client.samples, client.loss], dtype=np.float64)
+        return encode(task, message.round, id, {"facts": Values(facts), **sections})
+
+    def _client(self, id: int, round: int = 0) -> Client:
+        received: Sections = {}
+        if self.weights is not None:
+            round, received = self.weights.round, self.weights.sections
+            exchange.load(self.model, received)
+        return Client(id, round, self.seed, self.model, self.data, self.parts[id], self.training, self.wire, received)

@@ -1,0 +1,19 @@
+"""Sparse layers, and the ways from a dense model to a sparse one and back."""
+
+from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
+from fedsparse.nn.growth import Growth, collect_growth
+from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+
+__all__ = [
+    "Growth",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "collect_growth",
+    "densify",
+    "explain",
+    "prunable",
+    "sparse_layers",
+    "sparsify",
+    "weight_shapes",
+]

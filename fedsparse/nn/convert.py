@@ -1,0 +1,133 @@
+"""Turn a dense model into a sparse one and back, and say which layers may be pruned."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse import ops
+from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.topology import Topology
+
+Prunable = nn.Conv2d | nn.Linear | SparseLayer
+
+
+def prunable(model: nn.Module, last: bool = False) -> dict[str, Prunable]:
+    """Name the layers whose weights a method may prune, in the order of `model.named_modules()`.
+
+    These are convolutions with groups = 1 and linear layers, dense or sparse. The last linear layer is left out unless
+    `last` is true, as in the papers.
+    """
+    layers: dict[str, Prunable] = {}
+    final = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | SparseLinear):
+            final = name
+        if isinstance(module, nn.Linear | SparseLayer) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            layers[name] = module
+    if not last and final is not None and len(layers) > 1:
+        del layers[final]
+    return layers
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """Return the sparse layers of a model by name, in the order of `model.named_modules()`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
+
+
+def weight_shapes(layers: Mapping[str, Prunable]) -> dict[str, tuple[int, ...]]:
+    """Return the dense weight shape of each layer, (N, C) or (N, C, kh, kw)."""
+    return {
+        name: layer.weight_shape if isinstance(layer, SparseLayer) else tuple(layer.weight.shape)
+        for name, layer in layers.items()
+    }
+
+
+def sparsify(
+    model: nn.Module,
+    densities: float | Mapping[str, float] | None = None,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    granularity: int = 1,
+) -> nn.Module:
+    """Replace the prunable layers of `model`, in place, by sparse ones that keep the weights of the mask; return it.
+
+    Give either `densities` (one number for every prunable layer but the last linear one, or one by layer name: the
+    largest |w| are kept, exactly round(d * n) weights, ties to the lower index) or `masks` (bool tensors of the
+    weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
+    consecutive output channels share each column and are kept or pruned together. Layers not named stay dense.
+
+    Raises ValueError for an unknown layer, a mask of the wrong shape, or a density outside (0, 1].
+    """
+    if (densities is None) == (masks is None):
+        raise ValueError("sparsify takes either densities or masks")
+    if masks is None:
+        masks = _magnitude_masks(model, densities, granularity)
+    known = {name: module for name, module in prunable(model, last=True).items() if not isinstance(module, SparseLayer)}
+    for name, mask in masks.items():
+        if name not in known:
+            raise ValueError(f"the model has no dense prunable layer {name!r}; it has: {', '.join(known) or 'none'}")
+        layer = known[name]
+        if tuple(mask.shape) != tuple(layer.weight.shape):
+            raise ValueError(
+                f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(layer.weight.shape)}"
+            )
+        topology = Topology.from_mask(mask, granularity)
+        sparse = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, topology)  # type: ignore[arg-type]
+        _replace(model, name, sparse)
+    return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every sparse layer of `model`, in place, by the equal dense one; return it."""
+    for name, layer in sparse_layers(model).items():
+        _replace(model, name, layer.to_dense())  # type: ignore[operator]
+    return model
+
+
+def explain(model: nn.Module) -> str:
+    """Say, a line a layer, which back end its three passes run on and at which density."""
+    lines = []
+    for name, module in prunable(model, last=True).items():
+        if isinstance(module, SparseLayer):
+            backend = ops.active_backend(module.values.device)
+            t = module.topology
+            lines.append(f"{name}: sparse, back end {backend}, {t.nnz} of {t.numel} weights ({t.density:.2%})")
+        else:
+            lines.append(f"{name}: dense, torch, {module.weight.numel()} weights")
+    return "\n".join(lines)
+
+
+def _magnitude_masks(
+    model: nn.Module, densities: float | Mapping[str, float] | None, granularity: int
+) -> dict[str, Tensor]:
+    layers = prunable(model, last=not isinstance(densities, float | int))
+    by_layer = densities if isinstance(densities, Mapping) else dict.fromkeys(layers, densities)
+    masks = {}
+    for name, density in by_layer.items():
+        if name not in layers:
+            raise ValueError(f"the model has no prunable layer {name!r}; it has: {', '.join(layers) or 'none'}")
+        layer = layers[name]
+        if isinstance(layer, SparseLayer):
+            raise ValueError(f"{name} is sparse already")
+        if density is None or not 0 < density <= 1:
+            raise ValueError(f"the density of {name} is {density} but must be in (0, 1]")
+        masks[name] = _largest(layer.weight.detach().abs(), density, granularity, name)
+    return masks
+
+
+def _largest(scores: Tensor, density: float, granularity: int, name: str) -> Tensor:
+    rows = scores.shape[0]
+    if rows % granularity:
+        raise ValueError(f"granularity {granularity} does not divide the {rows} output channels of {name}")
+    grouped = scores.reshape(rows // granularity, granularity, -1).sum(1)
+    kept = ops.topk(grouped.flatten(), round(density * grouped.numel()))
+    mask = torch.zeros(grouped.numel(), dtype=torch.bool, device=scores.device)
+    mask[kept] = True
+    return mask.view_as(grouped).repeat_interleave(granularity, dim=0).view_as(scores)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    module.train(model.training)
+    setattr(model.get_submodule(parent), child, module)

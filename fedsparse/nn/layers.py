@@ -1,0 +1,188 @@
+"""Layers whose weight exists only where the mask is active.
+
+A sparse layer holds `values`, a Parameter of shape [nnz], and the int32 index arrays of its `Topology` as buffers, so
+that `state_dict`, `.to()` and `copy.deepcopy` carry them. `values` keeps its identity when the mask changes: only its
+size does, and `set_topology` returns the `Move` by which optimizer state follows.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse import ops
+from fedsparse.topology import Move, Topology
+
+_INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
+_Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
+_TRANSPOSED = ("t_indptr", "t_cols", "t_perm")
+
+
+class SparseLayer(nn.Module):
+    """What SparseLinear and SparseConv2d share: values [nnz], bias [N] or None, and the topology."""
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, topology: Topology, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        if values.shape != (topology.nnz,):
+            raise ValueError(
+                f"values have shape {tuple(values.shape)}, but the topology has {topology.nnz} active weights"
+            )
+        self.weight_shape = tuple(topology.shape)
+        self.granularity = topology.granularity
+        self.values = nn.Parameter(values)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        for name in _INDEX_ARRAYS:
+            self.register_buffer(name, getattr(topology, name), persistent=name not in _TRANSPOSED)
+
+    @property
+    def topology(self) -> Topology:
+        """The layer's topology, on the layer's device."""
+        arrays = {name: getattr(self, name) for name in _INDEX_ARRAYS}
+        return Topology(shape=self.weight_shape, granularity=self.granularity, **arrays)
+
+    @torch.no_grad()
+    def set_topology(self, new: Topology) -> Move:
+        """Change the mask: surviving values stay, grown ones start at 0, pruned ones are gone; `.grad` is dropped."""
+        if tuple(new.shape) != self.weight_shape:
+            raise ValueError(f"the new topology has shape {tuple(new.shape)}, the layer's weight {self.weight_shape}")
+        new = new.to(self.values.device)
+        source, target = self.topology.index_map(new)
+        move = Move(source, target, new.nnz)
+        self.values.grad = None
+        self.values.data = move.apply(self.values.data)
+        self._store(new)
+        return move
+
+    def _store(self, topology: Topology) -> None:
+        self.granularity = topology.granularity
+        for name in _INDEX_ARRAYS:
+            setattr(self, name, getattr(topology, name))
+
+    def geometry(self) -> dict[str, tuple[int, int]]:
+        """The keyword arguments of the layer's ops beyond values and topology."""
+        return {}
+
+    def dense_weight(self) -> Tensor:
+        """A new dense weight of shape (N, C[, kh, kw]) with zeros at the pruned places. Not used while training."""
+        return self.topology.unpack(self.values.detach())
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        indptr, cols, values = (state.get(prefix + name) for name in ("indptr", "cols", "values"))
+        if isinstance(indptr, Tensor) and isinstance(cols, Tensor) and isinstance(values, Tensor):
+            rows = torch.repeat_interleave(torch.arange(len(indptr) - 1), indptr.cpu().diff())
+            row_length = torch.Size(self.weight_shape[1:]).numel()
+            flat = rows * row_length + cols.cpu().long()
+            topology = Topology.from_flat(flat, self.weight_shape, self.granularity).to(self.values.device)
+            self._store(topology)
+            self.values.data = self.values.data.new_empty(values.shape)
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Shape, active weights and density, as `print(model)` shows them."""
+        t = self.topology
+        vector = f", granularity={t.granularity}" if t.granularity > 1 else ""
+        return (
+            f"weight={self.weight_shape}, active={t.nnz}, density={t.density:.4g}{vector}, bias={self.bias is not None}"
+        )
+
+
+class SparseLinear(SparseLayer):
+    """y = x W^T + b with W [N, C] stored at its active weights. x: [..., C] float32 or float64; y: [..., N]."""
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, topology: Topology) -> "SparseLinear":
+        """Keep the active weights of a dense layer."""
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(
+            topology.to(linear.weight.device),
+            topology.to(linear.weight.device).pack(linear.weight.detach()),
+            bias,
+        )
+
+    def to_dense(self) -> nn.Linear:
+        """The equal nn.Linear with explicit zeros."""
+        rows, columns = self.weight_shape
+        dense = nn.Linear(columns, rows, bias=self.bias is not None, device=self.values.device, dtype=self.values.dtype)
+        return _fill(dense, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; differentiable in x, values and bias."""
+        flat = x.reshape(-1, x.shape[-1])
+        y = ops.spmm(self.values, self.topology, flat).reshape(*x.shape[:-1], self.weight_shape[0])
+        return y if self.bias is None else y + self.bias
+
+
+class SparseConv2d(SparseLayer):
+    """Cross-correlation with a weight [N, C, kh, kw] stored at its active weights. x: [B, C, H, W]; groups = 1."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        values: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> None:
+        super().__init__(topology, values, bias)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "SparseConv2d":
+        """Keep the active weights of a dense layer; its groups must be 1 and its padding numeric zeros."""
+        if conv.groups != 1:
+            raise ValueError(f"groups is {conv.groups}, but a sparse convolution has groups = 1")
+        if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+            raise ValueError(
+                f"padding is {conv.padding!r} ({conv.padding_mode}), but a sparse convolution pads a number of zeros"
+            )
+        topology = topology.to(conv.weight.device)
+        bias = None if conv.bias is None else conv.bias.detach()
+        values = topology.pack(conv.weight.detach())
+        stride, padding, dilation = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
+        return cls(topology, values, bias, stride, padding, dilation)
+
+    def to_dense(self) -> nn.Conv2d:
+        """The equal nn.Conv2d with explicit zeros."""
+        rows, channels, height, width = self.weight_shape
+        dense = nn.Conv2d(
+            channels,
+            rows,
+            (height, width),
+            self.stride,
+            self.padding,
+            self.dilation,
+            bias=self.bias is not None,
+            device=self.values.device,
+            dtype=self.values.dtype,
+        )
+        return _fill(dense, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; differentiable in x, values and bias."""
+        return ops.conv2d(self.values, self.topology, x, bias=self.bias, **self.geometry())
+
+    def geometry(self) -> dict[str, tuple[int, int]]:
+        """Stride, padding and dilation, as the layer's ops take them."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def extra_repr(self) -> str:
+        """As SparseLayer's, with the geometry."""
+        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    first, second = sizes
+    return first, second
+
+
+@torch.no_grad()
+def _fill(dense: _Dense, layer: SparseLayer) -> _Dense:
+    dense.weight.copy_(layer.dense_weight())
+    if layer.bias is not None and dense.bias is not None:
+        dense.bias.copy_(layer.bias)
+    return dense

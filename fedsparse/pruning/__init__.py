@@ -1,0 +1,32 @@
+"""Pure functions of pruning: layer densities, scores, selection, schedules. They know no clients and no kernels."""
+
+from fedsparse.pruning.density import Rule, apportion, layer_counts
+from fedsparse.pruning.masks import Distribution, masks_from_scores, top_masks
+from fedsparse.pruning.schedule import Decay, Schedule
+from fedsparse.pruning.select import (
+    active_groups,
+    from_groups,
+    group_sums,
+    highest,
+    lowest,
+    prune_and_grow,
+    top_mask,
+)
+
+__all__ = [
+    "Decay",
+    "Distribution",
+    "Rule",
+    "Schedule",
+    "active_groups",
+    "apportion",
+    "from_groups",
+    "group_sums",
+    "highest",
+    "layer_counts",
+    "lowest",
+    "masks_from_scores",
+    "prune_and_grow",
+    "top_mask",
+    "top_masks",
+]

@@ -1,0 +1,83 @@
+"""Which weights of one layer are active: exact counts, in groups, ties to the lower index.
+
+A *group* is what is kept or pruned together: one weight, or with granularity V the V weights of one column in V
+consecutive output channels. Its index is (n // V) * row_length + column; with V = 1 this is the flat weight index.
+"""
+
+import torch
+from torch import Tensor
+
+from fedsparse.topology import Topology
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the `count` lowest scores [n], sorted int64; of equal scores the lower position comes first."""
+    return torch.sort(torch.sort(scores, stable=True).indices[:count]).values
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the `count` highest scores [n], sorted int64; of equal scores the lower position comes first."""
+    return torch.sort(torch.sort(scores, descending=True, stable=True).indices[:count]).values
+
+
+def top_mask(scores: Tensor, count: int, granularity: int = 1) -> Tensor:
+    """Bool mask of the scores' shape (N, ...) with exactly `count` weights: the highest scores, summed over groups."""
+    if scores.isnan().any():
+        raise ValueError("a score is NaN, so the highest scores are not defined")
+    if not 0 <= count <= scores.numel() or count % granularity:
+        raise ValueError(f"cannot keep {count} of {scores.numel()} weights in groups of {granularity}")
+    grouped = scores.reshape(scores.shape[0] // granularity, granularity, -1).sum(1)
+    mask = torch.zeros(grouped.numel(), dtype=torch.bool, device=scores.device)
+    mask[highest(grouped.flatten(), count // granularity)] = True
+    return mask.view_as(grouped).repeat_interleave(granularity, dim=0).reshape(scores.shape)
+
+
+def active_groups(topology: Topology) -> Tensor:
+    """The sorted int64 indices [G] of the topology's active groups, G = nnz / V."""
+    flat = topology.flat()
+    if topology.granularity == 1:
+        return flat
+    row_length = topology.numel // topology.shape[0]
+    rows = flat // row_length
+    leading = rows % topology.granularity == 0
+    return (rows[leading] // topology.granularity) * row_length + flat[leading] % row_length
+
+
+def group_sums(topology: Topology, values: Tensor) -> Tensor:
+    """Sum values [nnz] over each active group: [G], in the order of `active_groups`."""
+    if topology.granularity == 1:
+        return values
+    row_length = topology.numel // topology.shape[0]
+    flat = topology.flat()
+    of_value = (flat // row_length // topology.granularity) * row_length + flat % row_length
+    position = torch.searchsorted(active_groups(topology), of_value)
+    return values.new_zeros(topology.nnz // topology.granularity).index_add_(0, position, values)
+
+
+def from_groups(groups: Tensor, shape: tuple[int, ...], granularity: int = 1) -> Topology:
+    """The topology whose active groups are `groups` (int64, any order, no duplicates)."""
+    groups = torch.sort(groups).values
+    if granularity == 1:
+        return Topology.from_flat(groups, shape)
+    row_length = torch.Size(shape[1:]).numel()
+    offsets = torch.arange(granularity, device=groups.device) * row_length
+    flat = (groups // row_length * granularity * row_length + groups % row_length)[:, None] + offsets
+    return Topology.from_flat(torch.sort(flat.flatten()).values, shape, granularity)
+
+
+def prune_and_grow(topology: Topology, values: Tensor, grown: Tensor) -> Topology:
+    """Drop the len(grown) active groups of lowest summed |w| and add the inactive groups `grown`.
+
+    values: [nnz]. grown: int64 [a], distinct and inactive. The number of active weights does not change. Only weights
+    that were active before can be dropped.
+
+    Raises ValueError if a group of `grown` is active, or more are grown than are active.
+    """
+    active = active_groups(topology)
+    if len(grown) > len(active):
+        raise ValueError(f"{len(grown)} groups are to be grown, but only {len(active)} are active")
+    if torch.isin(grown, active).any():
+        raise ValueError("a group that is to be grown is active already")
+    keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
+    keep[lowest(group_sums(topology, values.abs()), len(grown))] = False
+    return from_groups(torch.cat([active[keep], grown.to(active)]), topology.shape, topology.granularity)
