@@ -1,0 +1,43 @@
+// Host-side primitives of the wire codec. All buffers are little-endian; every function stays inside the
+// lengths it is given and throws std::invalid_argument (ValueError in Python) on data that breaks its
+// contract.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the wire format is little-endian and this code copies words as they are"
+#endif
+
+namespace fedsparse::wire {
+
+// CRC-32C (Castagnoli, reflected polynomial 0x82F63B78). `seed` is the checksum of what went before.
+uint32_t crc32c(const uint8_t* data, size_t length, uint32_t seed);
+uint32_t crc32c_portable(const uint8_t* data, size_t length, uint32_t seed);
+bool crc32c_has_hardware();
+
+// Bit k of byte j stands for element 8 * j + k; the unused bits of the last byte are zero.
+void pack_bits(const uint8_t* mask, size_t size, uint8_t* bits);
+void unpack_bits(const uint8_t* bits, size_t length, size_t size, uint8_t* mask);
+size_t count_bits(const uint8_t* bits, size_t length);
+
+// Strictly increasing indices in [0, size): the gap to the successor of the previous index, as LEB128.
+size_t delta_length(const int64_t* indices, size_t count, int64_t size);
+void delta_encode(const int64_t* indices, size_t count, uint8_t* out, size_t capacity);
+void delta_decode(const uint8_t* data, size_t length, size_t count, int64_t size, int64_t* indices);
+void bits_from_indices(const int64_t* indices, size_t count, int64_t size, uint8_t* bits);
+void indices_from_bits(const uint8_t* bits, size_t length, int64_t size, size_t count, int64_t* indices);
+
+// Whether no float of this bit pattern is infinite or NaN; `infinity` is the pattern of +inf.
+template <typename Bits>
+bool all_finite(const Bits* bits, size_t length, Bits infinity) {
+  constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  const Bits magnitude = static_cast<Bits>(~sign), lift = static_cast<Bits>(sign - infinity);
+  Bits seen = 0;
+  // Adding `lift` carries into the sign bit exactly when the magnitude is at least infinity.
+  for (size_t i = 0; i < length; ++i) seen |= static_cast<Bits>((bits[i] & magnitude) + lift);
+  return (seen & sign) == 0;
+}
+
+}  // namespace fedsparse::wire

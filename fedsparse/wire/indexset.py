@@ -1,0 +1,90 @@
+"""Coding of a set of indices in [0, size), as a mask or as sorted indices, in its shortest form.
+
+Three codings: `BITMAP` takes size / 8 bytes; `DELTA` the LEB128 gaps between indices, about one byte an index
+down to 1 % density; `RAW` four bytes an index. Equal lengths: bitmap before raw before delta.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fedsparse import _wire
+from fedsparse.wire.error import WireError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NONE, BITMAP, DELTA, RAW = 0, 1, 2, 3
+MAX_SIZE = 1 << 32
+MAX_DELTA_BYTES = 5
+
+
+def bitmap_bytes(size: int) -> int:
+    """Bytes of a bitmap of `size` bits."""
+    return (size + 7) // 8
+
+
+def encode_indices(indices: Array, size: int) -> tuple[int, Array]:
+    """(coding, bytes) of sorted int64 indices; ValueError names the first one that is out of place."""
+    lengths = {
+        BITMAP: bitmap_bytes(size),
+        RAW: 4 * len(indices),
+        DELTA: _wire.delta_length(indices, size),
+    }
+    coding = min(lengths, key=lengths.__getitem__)
+    if coding == BITMAP:
+        return coding, _wire.bits_from_indices(indices, size)
+    if coding == RAW:
+        return coding, indices.astype("<u4").view(np.uint8)
+    return coding, _wire.delta_encode(indices, size)
+
+
+def encode_mask(mask: Array) -> tuple[int, int, Array]:
+    """(coding, number of true elements, bytes) of a 1-D bool mask."""
+    bits = _wire.pack_bits(mask.view(np.uint8))
+    count = _wire.count_bits(bits)
+    # every index costs a byte or more, so a dense mask needs no second look
+    if count >= len(bits):
+        return BITMAP, count, bits
+    coding, coded = encode_indices(_wire.indices_from_bits(bits, len(mask), count), len(mask))
+    return coding, count, coded
+
+
+def check_length(coding: int, length: int, size: int, count: int) -> None:
+    """Refuse a coded length that cannot hold `count` indices in [0, size)."""
+    if count > size:
+        raise WireError(f"{count} indices are announced among only {size} positions")
+    low, high = {
+        BITMAP: (bitmap_bytes(size), bitmap_bytes(size)),
+        DELTA: (count, MAX_DELTA_BYTES * count),
+        RAW: (4 * count, 4 * count),
+    }[coding]
+    if not low <= length <= high:
+        wanted = str(low) if low == high else f"{low} to {high}"
+        raise WireError(f"{count} indices among {size} positions take {wanted} bytes here, not {length}")
+
+
+def decode_indices(coding: int, data: Array, size: int, count: int) -> Array:
+    """The `count` sorted int64 indices coded in `data` (uint8), every one of them checked; a fresh array."""
+    check_length(coding, len(data), size, count)
+    if coding == BITMAP:
+        return _wire.indices_from_bits(data, size, count)
+    if coding == DELTA:
+        return _wire.delta_decode(data, count, size)
+    indices = data.view("<u4").astype(np.int64)
+    _wire.delta_length(indices, size)
+    return indices
+
+
+def decode_mask(coding: int, data: Array, size: int, count: int) -> Array:
+    """The bool mask [size] with `count` true elements coded in `data` (uint8); a fresh array."""
+    check_length(coding, len(data), size, count)
+    if coding == BITMAP:
+        set_bits = _wire.count_bits(data)
+        mask = _wire.unpack_bits(data, size)
+        if set_bits != count:
+            raise WireError(f"the bitmap has {set_bits} bits set where {count} are announced")
+        return mask
+    indices = decode_indices(coding, data, size, count)
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[indices] = True
+    return mask

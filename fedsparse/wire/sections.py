@@ -1,0 +1,236 @@
+"""What a message is made of: five kinds of section, and the `Spec` a receiver holds them against.
+
+Arrays may be numpy arrays or torch tensors of any device; a section keeps a C-contiguous numpy array, shared
+with the caller where possible, so it must not change before it is encoded. Decoded arrays are fresh and
+writable. Values are float32, float16, bfloat16, float64 or int64; `wire` ("fp32", "fp16", "bf16", "fp64",
+"int64") narrows them on the way (float32 as fp16 or bf16, float64 as fp32), and they come back in their own
+type. Infinities and NaN are carried as they are.
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fedsparse.wire import indexset
+from fedsparse.wire.dtypes import BY_WIRE, Array, Dtype, as_array, dtype_of, legal_wire, narrow, to_tensor
+from fedsparse.wire.error import WireError
+
+
+class Layout(NamedTuple):
+    """A line of the table, one section; `width` is None for 1-D values, else the number of columns."""
+
+    code: int
+    dtype: Dtype | None = None
+    wire: Dtype | None = None
+    coding: int = indexset.NONE
+    size: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count
+    width: int | None = None
+    nbytes: int = 0
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the values, which follow the indices."""
+        if self.wire is None:
+            return 0
+        return self.count * (1 if self.width is None else self.width) * self.wire.itemsize
+
+
+Packed = tuple[Layout, list[Array]]
+
+
+def _raw(array: Array) -> Array:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _keep(section: "Section", **fields: object) -> None:
+    for name, value in fields.items():
+        object.__setattr__(section, name, value)
+
+
+def _as_values(values: Array | Tensor, wire: str | None, dimensions: tuple[int, ...]) -> tuple[Array, str]:
+    array = as_array(values, "values")
+    if array.ndim not in dimensions:
+        raise WireError(f"values must have {' or '.join(map(str, dimensions))} dimensions, got {array.ndim}")
+    return array, legal_wire(dtype_of(array, "values"), wire).wire
+
+
+def _as_mask(mask: Array | Tensor) -> Array:
+    array = as_array(mask, "mask")
+    if array.ndim != 1 or array.dtype != np.bool_:
+        raise WireError(f"mask must be a 1-D bool array, got {array.ndim}-D {array.dtype.name}")
+    _as_size(len(array))
+    return array
+
+
+def _as_indices(indices: Array | Tensor) -> Array:
+    array = as_array(indices, "indices")
+    if array.ndim != 1 or array.dtype != np.int64:
+        raise WireError(f"indices must be a 1-D int64 array, got {array.ndim}-D {array.dtype.name}")
+    return array
+
+
+def _as_size(size: int) -> int:
+    size = operator.index(size)
+    if not 0 <= size <= indexset.MAX_SIZE:
+        raise WireError(f"size must be in [0, 2^32], got {size}")
+    return size
+
+
+class _WithValues:
+    """Values that travel in `wire` and come back in their own type."""
+
+    wire: str
+    values: Array
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the values before and after the way."""
+        return dtype_of(self.values, "values")
+
+    def tensor(self) -> Tensor:
+        """The values as a tensor that shares their memory (bfloat16 where they are bf16)."""
+        return to_tensor(self.values, self.dtype)
+
+    def _coded_values(self) -> Array:
+        return _raw(narrow(self.values, self.dtype, BY_WIRE[self.wire]))
+
+    @property
+    def _value_bytes(self) -> int:
+        return self.values.size * BY_WIRE[self.wire].itemsize
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Values(_WithValues):
+    """Numbers of shape [count] or [count, width], nothing else: both sides know what they belong to.
+
+    `values` is another name of `array`.
+    """
+
+    array: Array
+    wire: str
+
+    def __init__(self, array: Array | Tensor, wire: str | None = None) -> None:
+        kept, wire = _as_values(array, wire, (1, 2))
+        _keep(self, array=kept, values=kept, wire=wire)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes on the wire."""
+        return self._value_bytes
+
+    def pack(self) -> Packed:
+        """Layout and byte chunks; WireError on overflow."""
+        width = None if self.array.ndim == 1 else self.array.shape[1]
+        layout = Layout(1, self.dtype, BY_WIRE[self.wire], count=len(self.array), width=width)
+        return layout, [self._coded_values()]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Bitmap:
+    """A bool mask of shape [size]; coded as a bitmap, or as its indices where that is shorter."""
+
+    mask: Array
+
+    def __init__(self, mask: Array | Tensor) -> None:
+        _keep(self, mask=_as_mask(mask))
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes on the wire (found by coding the mask)."""
+        return len(indexset.encode_mask(self.mask)[2])
+
+    def pack(self) -> Packed:
+        """Layout and byte chunks."""
+        coding, count, coded = indexset.encode_mask(self.mask)
+        return Layout(2, coding=coding, size=len(self.mask), count=count), [coded]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Pairs(_WithValues):
+    """Sorted, unique int64 `indices` [count] in [0, size), and for each a value or a row of values."""
+
+    indices: Array
+    values: Array
+    size: int
+    wire: str
+
+    def __init__(
+        self, indices: Array | Tensor, values: Array | Tensor, size: int, wire: str | None = None
+    ) -> None:
+        kept, wire = _as_values(values, wire, (1, 2))
+        positions = _as_indices(indices)
+        if len(positions) != len(kept):
+            raise WireError(f"{len(positions)} indices cannot be paired with {len(kept)} values")
+        _keep(self, indices=positions, values=kept, size=_as_size(size), wire=wire)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes on the wire (found by coding the indices)."""
+        return len(indexset.encode_indices(self.indices, self.size)[1]) + self._value_bytes
+
+    def pack(self) -> Packed:
+        """Layout and byte chunks; ValueError on overflow or indices out of place."""
+        coding, coded = indexset.encode_indices(self.indices, self.size)
+        width = None if self.values.ndim == 1 else self.values.shape[1]
+        layout = Layout(3, self.dtype, BY_WIRE[self.wire], coding, self.size, len(self.indices), width)
+        return layout, [coded, self._coded_values()]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Indices:
+    """Sorted, unique int64 indices [count] in [0, size)."""
+
+    indices: Array
+    size: int
+
+    def __init__(self, indices: Array | Tensor, size: int) -> None:
+        _keep(self, indices=_as_indices(indices), size=_as_size(size))
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes on the wire (found by coding the indices)."""
+        return len(indexset.encode_indices(self.indices, self.size)[1])
+
+    def pack(self) -> Packed:
+        """Layout and byte chunks; ValueError on indices out of place."""
+        coding, coded = indexset.encode_indices(self.indices, self.size)
+        return Layout(4, coding=coding, size=self.size, count=len(self.indices)), [coded]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Masked(_WithValues):
+    """A bool mask [size] and the values [count] of its true elements, in order."""
+
+    mask: Array
+    values: Array
+    wire: str
+
+    def __init__(self, mask: Array | Tensor, values: Array | Tensor, wire: str | None = None) -> None:
+        kept, wire = _as_values(values, wire, (1,))
+        positions = _as_mask(mask)
+        count = int(np.count_nonzero(positions))
+        if count != len(kept):
+            raise WireError(f"a mask with {count} true elements cannot carry {len(kept)} values")
+        _keep(self, mask=positions, values=kept, wire=wire)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes on the wire (found by coding the mask)."""
+        return len(indexset.encode_mask(self.mask)[2]) + self._value_bytes
+
+    def pack(self) -> Packed:
+        """Layout and byte chunks; WireError on overflow."""
+        coding, count, coded = indexset.encode_mask(self.mask)
+        layout = Layout(5, self.dtype, BY_WIRE[self.wire], coding, len(self.mask), count)
+        return layout, [coded, self._coded_values()]
+
+
+Section = Values | Bitmap | Pairs | Indices | Masked
+BY_CODE: dict[int, type[Section]] = {1: Values, 2: Bitmap, 3: Pairs, 4: Indices, 5: Masked}
+WITH_VALUES = (Values, Pairs, Masked)
+WITH_INDICES = (Bitmap, Pairs, Indices, Masked)
+WITH_WIDTH = (Values, Pairs)

@@ -1,0 +1,88 @@
+"""The compiled primitives against numpy, and their own bounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsparse import _wire
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_checksums_agree_and_chain(data: bytes, cut: int) -> None:
+    array = np.frombuffer(data, dtype=np.uint8)
+    whole = _wire.crc32c(array)
+    assert whole == _wire.crc32c_portable(array)
+    assert whole == _wire.crc32c(array[cut:], _wire.crc32c(array[:cut]))
+    assert whole == _wire.crc32c_portable(array[cut:], _wire.crc32c_portable(array[:cut]))
+
+
+@given(st.binary(max_size=70))
+def test_bits_agree_with_numpy(data: bytes) -> None:
+    """Any byte other than zero counts as true."""
+    mask = np.frombuffer(data, dtype=np.uint8) & 0x81
+    bits = _wire.pack_bits(mask)
+    np.testing.assert_array_equal(bits, np.packbits(mask != 0, bitorder="little"))
+    np.testing.assert_array_equal(_wire.unpack_bits(bits, len(mask)), mask != 0)
+    assert _wire.count_bits(bits) == np.count_nonzero(mask)
+
+
+@given(st.sets(st.integers(0, (1 << 32) - 1), max_size=40))
+def test_deltas_round_trip_and_their_length_is_known(chosen: set[int]) -> None:
+    indices = np.array(sorted(chosen), dtype=np.int64)
+    coded = _wire.delta_encode(indices, 1 << 32)
+    assert len(coded) == _wire.delta_length(indices, 1 << 32)
+    np.testing.assert_array_equal(_wire.delta_decode(coded, len(indices), 1 << 32), indices)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 5])
+def test_a_gap_grows_by_a_byte_at_every_seventh_bit(groups: int) -> None:
+    below, above = (1 << 7 * groups) - 1, 1 << 7 * groups
+    if below < 1 << 32:
+        assert _wire.delta_length(np.array([below]), 1 << 32) == groups
+    if above < 1 << 32:
+        assert _wire.delta_length(np.array([above]), 1 << 32) == groups + 1
+
+
+@given(st.sets(st.integers(0, 199), max_size=200))
+def test_bits_and_indices(chosen: set[int]) -> None:
+    indices = np.array(sorted(chosen), dtype=np.int64)
+    bits = _wire.bits_from_indices(indices, 200)
+    assert np.flatnonzero(_wire.unpack_bits(bits, 200)).tolist() == indices.tolist()
+    np.testing.assert_array_equal(_wire.indices_from_bits(bits, 200, len(indices)), indices)
+
+
+@pytest.mark.parametrize("size", [-1, (1 << 32) + 1, 1 << 62])
+def test_sizes_out_of_range_are_refused_before_anything_is_allocated(size: int) -> None:
+    one, byte = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint8)
+    calls = (
+        lambda: _wire.unpack_bits(byte, size),
+        lambda: _wire.delta_length(one, size),
+        lambda: _wire.delta_encode(one, size),
+        lambda: _wire.delta_decode(byte, 1, size),
+        lambda: _wire.bits_from_indices(one, size),
+        lambda: _wire.indices_from_bits(byte, size, 0),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"size must be in \[0, 2\^32\]"):
+            call()
+
+
+@pytest.mark.parametrize("count", [-1, 3, 1 << 62])
+def test_counts_are_checked_against_the_bytes_present(count: int) -> None:
+    two = np.zeros(2, dtype=np.uint8)
+    with pytest.raises(ValueError, match=f"2 bytes cannot hold {count} delta-coded indices"):
+        _wire.delta_decode(two, count, 100)
+    with pytest.raises(ValueError, match=f"0 bits set where {count} are announced"):
+        _wire.indices_from_bits(two, 16, count)
+
+
+def test_arrays_of_another_type_or_layout_are_refused_not_converted() -> None:
+    with pytest.raises(TypeError):
+        _wire.pack_bits(np.zeros(8, dtype=np.float32))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        _wire.pack_bits(np.zeros(8, dtype=np.uint8)[::2])
+    with pytest.raises(TypeError):
+        _wire.delta_length(np.zeros(8, dtype=np.int32), 8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"index 8 is outside \[0, 8\)"):
+        _wire.bits_from_indices(np.array([8]), 8)
