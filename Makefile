@@ -1,0 +1,64 @@
+# What a user and a developer call. `make help` lists it; everything is installed into .venv, nothing elsewhere.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.fedsparse-installed
+BUILD_REQUIREMENTS := setuptools wheel torch numpy pybind11 ninja
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# As root, and with more ranks than cores, Open MPI has to be told that this is meant.
+MPI_ENVIRONMENT := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench gpu-check lint clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED) ## Install fedsparse and all it needs into .venv (once: 6 GB, 5 minutes)
+
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(CXX_SOURCES)
+	@if [ ! -x $(BIN)/python ]; then \
+		echo "Installing into .venv, once: about 6 GB of disk (PyTorch and its CUDA libraries) and about 5 minutes."; \
+		$(PYTHON) -m venv .venv; \
+	else \
+		echo "Installing fedsparse into .venv: what compiles or is pinned has changed."; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BUILD_REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \
+		-e '.[mpi,gpu,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Train dense, on a fixed mask and with FedTiny, and put the three side by side (3 minutes)
+	$(BIN)/fedsparse compare experiments/demo/*.toml
+
+test: $(INSTALLED) ## Run all tests
+	$(MPI_ENVIRONMENT) $(BIN)/python -m pytest
+
+bench: $(INSTALLED) ## Measure layers and messages against the best dense and public competitors
+	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.wire
+
+gpu-check: ## Check and measure the GPU back ends; "not measured" where no GPU is visible
+	@python="$${FEDSPARSE_PYTHON:-python3}"; \
+	if "$$python" -c '$(HAS_GPU)' 2>/dev/null; then \
+		echo "gpu-check: with $$python, which has a torch that sees a GPU; building into build/lib."; \
+		"$$python" setup.py --quiet build --build-lib build/lib && \
+			PYTHONPATH=build/lib:. "$$python" -P -m benchmarks.gpu_check; \
+	elif nvidia-smi -L >/dev/null 2>&1 || [ -e $(INSTALLED) ]; then \
+		$(MAKE) --no-print-directory install && $(BIN)/python -m benchmarks.gpu_check; \
+	else \
+		echo "gpu-check: not measured, because no GPU is visible."; \
+	fi
+
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+clean: ## Remove what was built; .venv and runs stay
+	rm -rf build dist *.egg-info fedsparse/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f $(INSTALLED)
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,44 @@
+"""The command `fedsparse`.
+
+Exit codes: 0 complete; 2 bad input, told in one sentence before any work; 130 interrupted, the rounds so far kept;
+1 for any other failure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    from typer import Abort, TyperException
+
+    from fedsparse.cli.commands import app
+    from fedsparse.cli.errors import INTERRUPTED, CommandError, as_failure
+
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="fedsparse", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        return told(error.format_message(), 2)
+    except CommandError as error:
+        return told(str(error), error.code)
+    except (KeyboardInterrupt, Abort):
+        return told("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except (OSError, ValueError) as error:
+        failure = as_failure(error)
+        if failure is None:
+            raise
+        return told(str(failure), failure.code)
+
+
+def told(sentence: str, code: int) -> int:
+    """Print one sentence as an error and return the exit code."""
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return code

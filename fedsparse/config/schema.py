@@ -1,0 +1,106 @@
+"""The tables and keys of a run's configuration, with their defaults and ranges.
+
+Every model is frozen, refuses unknown keys and does not convert types: a TOML string is never read as a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Table(BaseModel):
+    """A table of the configuration: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Table):
+    """`[data]`: which images, where they are, how many of them.
+
+    `dir` is the folder of the data set's files (default: FEDSPARSE_DATA or the embedded data), `image_size` the side in
+    pixels to which images are scaled (default: their own), `train_limit` a cap on the training images.
+    """
+
+    name: str = "digits"
+    dir: Path | None = None
+    download: bool = False
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    train_limit: Count | None = None
+    augment: bool = False
+
+
+class Partition(Table):
+    """`[partition]`: how the training images are split over the clients.
+
+    `alpha` is the concentration of the Dirichlet split, `classes_per_client` the width of a shard split, `min_samples`
+    the least number of images that a client holds.
+    """
+
+    kind: Literal["iid", "dirichlet", "shards"] = "dirichlet"
+    clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    alpha: Positive = 0.5
+    classes_per_client: Annotated[int, Field(ge=1, le=100_000)] = 2
+    min_samples: Count = 1
+
+
+class Model(Table):
+    """`[model]`: the network; `width` scales it (default: the model's own)."""
+
+    name: str = "cnn"
+    norm: Literal["batch", "group"] = "batch"
+    width: Positive | None = None
+
+
+class Train(Table):
+    """`[train]`: rounds and the clients' SGD.
+
+    `lr_decay` multiplies the learning rate once a round; `eval_every` is the number of rounds from one test of the
+    server's model to the next. `clients_per_round` is all clients unless given.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    clients_per_round: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
+class Wire(Table):
+    """`[wire]`: how active weights are written into messages."""
+
+    values: Literal["fp32", "fp16"] = "fp32"
+
+
+class Tables(Table):
+    """All of a configuration but its `[method]`."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Model = Model()
+    train: Train = Train()
+    wire: Wire = Wire()
+
+
+class Config(Tables):
+    """A checked configuration; `method` is the instance of the method's own frozen dataclass."""
+
+    method: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as the nested dict of its TOML file, every default written out."""
+        tables = self.model_dump(mode="json", exclude={"method"})
+        return tables | {"method": {"name": self.method.name} | asdict(self.method)}

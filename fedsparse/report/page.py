@@ -1,0 +1,90 @@
+"""The single-file HTML report: tables and embedded figures, no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedsparse.report.plots import PLOTS
+from fedsparse.report.records import RunRecord
+from fedsparse.report.style import png, styled
+from fedsparse.report.table import COLUMNS, Comparison, summary_rows
+
+
+def figures_of(runs: list[RunRecord]) -> dict[str, bytes]:
+    """Return the PNG of every figure for which the runs hold data, by name."""
+    with styled():
+        figures = {name: plot(runs) for name, plot in PLOTS.items()}
+        return {name: png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def page_of(runs: list[RunRecord], figures: dict[str, bytes], title: str) -> str:
+    """Return the report's HTML, figures embedded as base64."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedsparse.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        subtitle=subtitle_of(runs),
+        columns=COLUMNS,
+        rows=Comparison([run.result for run in runs]).rows(),
+        summary=summary_rows(runs[0].result),
+        figures=[
+            {"data": base64.b64encode(data).decode("ascii"), "alt": name.replace("_", " ")}
+            for name, data in figures.items()
+        ],
+        rejected=rejected_rows(runs),
+        runs=[facts_of(run) for run in runs],
+    )
+
+
+def subtitle_of(runs: list[RunRecord]) -> str:
+    """Return in one line what was trained, on what, and how many runs there are."""
+    result = runs[0].result
+    what = f"{result.get('model', 'unknown model')} on {result.get('dataset', 'unknown data')}"
+    return f"{what}, {len(runs)} run{'s' if len(runs) > 1 else ''}, written by fedsparse"
+
+
+def rejected_rows(runs: list[RunRecord]) -> list[tuple[str, int, Any, str]]:
+    """Return (run, round, client, reason) of every report that the server rejected."""
+    return [
+        (run.label, record["round"], rejected["client"], rejected["reason"])
+        for run in runs
+        for record in run.rounds
+        for rejected in record.get("rejected", [])
+    ]
+
+
+def facts_of(run: RunRecord) -> dict[str, str]:
+    """Return where, with what and with which configuration a run ran."""
+    versions = run.result.get("versions") or {}
+    return {
+        "label": run.label,
+        "seed": str(run.result.get("seed", "not recorded")),
+        "hardware": str(run.result.get("hardware", "hardware not recorded")),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "versions not recorded",
+        "config": config_text(run.folder / "config.json"),
+    }
+
+
+def config_text(path: Path) -> str:
+    """Return a run's configuration as `table.key = value` lines, or nothing where it was not written."""
+    if not path.is_file():
+        return ""
+    tables = json.loads(path.read_text(encoding="utf-8"))
+    plain = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    nested = [
+        f"{table}.{key} = {json.dumps(value)}"
+        for table, keys in tables.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if value is not None
+    ]
+    return "\n".join(plain + nested)
