@@ -1,0 +1,85 @@
+// The kernels that are compiled once for each instruction set, and the choice between them.
+//
+// Blocked layout: 64 bytes of images innermost, so that a "line" holds kLanes<T> images (16 in fp32, 8 in
+// fp64) of one pixel of one channel.  All offsets and strides below count elements and are multiples of a
+// line.
+#pragma once
+
+#include <cstdint>
+
+namespace fedsparse {
+
+template <typename T>
+inline constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(T));
+
+// One active weight as the gather kernel reads it: where its input line lies, from the pixel's own address.
+template <typename T>
+struct Tap {
+  int32_t offset;
+  T value;
+};
+
+// out[row][y][x] = bias[row] + sum over the row's taps of value * in[offset + y * in_row + x * line].
+// bias may be null.
+template <typename T>
+struct Gather {
+  const int32_t* indptr;
+  const Tap<T>* taps;
+  const T* bias;
+  const T* in;
+  int64_t in_row;
+  T* out;
+  int64_t out_channel, out_row, out_col;
+  int64_t height, width;
+};
+
+// gradient[j] += sum over pixels and images of grad[row of j][y][x] * in[offsets[j] + y * in_row + x * line].
+// scratch holds scratch_count lines, at least as many as the longest row has active weights.
+template <typename T>
+struct Sample {
+  const int32_t* indptr;
+  const int32_t* offsets;
+  const T* in;
+  int64_t in_row;
+  const T* grad;
+  int64_t grad_channel, grad_row;
+  int64_t height, width;
+  T* scratch;
+  int64_t scratch_count;
+  T* gradient;
+};
+
+// One plane of up to kLanes images between rows of pixels (image i at images + i * image_stride) and lines.
+struct Plane {
+  int64_t image_stride;
+  int64_t valid;  // images present; the other lanes are written as zero and not read back
+  int64_t pixels;
+};
+
+template <typename T>
+struct Kernels {
+  void (*gather)(const Gather<T>&, int64_t row_begin, int64_t row_end);
+  void (*sample)(const Sample<T>&, int64_t row_begin, int64_t row_end);
+  // Pixel p goes to line place[p], or to line p where place is null; a negative place drops the pixel.
+  void (*to_lines)(const Plane&, const T* images, const int32_t* place, T* lines);
+  void (*from_lines)(const Plane&, const T* lines, T* images);
+};
+
+struct Isa {
+  const char* name;
+  Kernels<float> single;
+  Kernels<double> twice;
+};
+
+extern const Isa kIsa_portable;
+#if defined(__x86_64__)
+extern const Isa kIsa_avx2;
+extern const Isa kIsa_avx512;
+#endif
+
+const Isa& chosen_isa();
+
+template <typename T>
+const Kernels<T>& kernels();
+
+}  // namespace fedsparse

@@ -1,0 +1,33 @@
+"""Sparse ops: products with a weight that exists only at its active places.
+
+    linear       spmm, spmm_t, sddmm                       each a gradient of the others
+    convolution  conv2d, conv2d_input, conv2d_weight       likewise
+    selection    topk, topk_segmented, grow_scores
+
+`use_backend` forces a back end, `active_backend` says which one runs.
+"""
+
+from fedsparse.ops.backend import BACKENDS, active_backend, use_backend
+from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
+from fedsparse.ops.grow_scores import grow_scores
+from fedsparse.ops.load import compiled, load
+from fedsparse.ops.spmm import sddmm, spmm, spmm_t
+from fedsparse.ops.topk import topk, topk_segmented
+
+load()
+
+__all__ = [
+    "BACKENDS",
+    "active_backend",
+    "compiled",
+    "conv2d",
+    "conv2d_input",
+    "conv2d_weight",
+    "grow_scores",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+    "topk",
+    "topk_segmented",
+    "use_backend",
+]

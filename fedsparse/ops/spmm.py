@@ -1,0 +1,150 @@
+"""Products of a sparse linear weight W [N, C] with a batch: spmm, spmm_t, sddmm.
+
+    spmm(values, x)     y  [B, N] = x [B, C] W^T (+ bias [N])       d values = sddmm(dy, x)   d x  = spmm_t(values, dy)
+    spmm_t(values, gy)  u  [B, C] = gy [B, N] W                     d values = sddmm(gy, du)  d gy = spmm(values, du)
+    sddmm(gy, x)        v  [nnz]  = sum_b gy[b, n] x[b, c], active  d gy = spmm(dv, x)        d x  = spmm_t(dv, gy)
+
+Back ends: cpu (C++, float32 and float64), dense, triton, reference.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsparse.ops import algebra
+from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
+from fedsparse.ops.backend import checked_backend
+from fedsparse.ops.index import Index, pick, spread
+from fedsparse.ops.load import define, require_compiled
+from fedsparse.topology import Topology
+
+define("spmm(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias) -> Tensor")
+define("spmm_t(Tensor values, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy) -> Tensor")
+define("sddmm(Tensor indptr, Tensor cols, Tensor gy, Tensor x) -> Tensor")
+
+
+@torch.library.register_fake("fedsparse::spmm")
+def _(values: Tensor, indptr: Tensor, cols: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], indptr.shape[0] - 1)
+
+
+@torch.library.register_fake("fedsparse::spmm_t")
+def _(values: Tensor, t_indptr: Tensor, t_cols: Tensor, t_perm: Tensor, gy: Tensor) -> Tensor:
+    return gy.new_empty(gy.shape[0], t_indptr.shape[0] - 1)
+
+
+@torch.library.register_fake("fedsparse::sddmm")
+def _(indptr: Tensor, cols: Tensor, gy: Tensor, x: Tensor) -> Tensor:
+    return gy.new_empty(cols.shape[0])
+
+
+def _reference_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
+    y = x @ spread(values, index, index.channels).T
+    return y if bias is None else y + bias
+
+
+def _reference_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
+    return gy @ spread(values, index, index.channels)
+
+
+def _reference_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
+    return pick(gy.T @ x, index)
+
+
+def _dense_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
+    return F.linear(x, spread(values, index, index.channels), bias)
+
+
+def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
+    return torch.ops.fedsparse.spmm(values, index.indptr, index.cols, x, bias)
+
+
+def _cpu_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
+    return torch.ops.fedsparse.spmm_t(values, index.t_indptr, index.t_cols, index.t_perm, gy)
+
+
+def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
+    return torch.ops.fedsparse.sddmm(index.indptr, index.cols, gy, x)
+
+
+def _triton_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
+    from fedsparse.kernels.spmm import csr_product
+
+    y = csr_product(values, index.indptr, index.cols, None, x)
+    return y if bias is None else y + bias
+
+
+def _triton_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
+    from fedsparse.kernels.spmm import csr_product
+
+    return csr_product(values, index.t_indptr, index.t_cols, index.t_perm, gy)
+
+
+def _triton_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
+    from fedsparse.kernels.spmm import csr_sample
+
+    return csr_sample(gy, x, index.indptr, index.cols)
+
+
+FAMILIES["linear"] = {
+    "cpu": Products(_cpu_product, _cpu_transposed, _cpu_sampled),
+    "dense": Products(_dense_product, _reference_transposed, _reference_sampled),
+    "triton": Products(_triton_product, _triton_transposed, _triton_sampled),
+    "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
+}
+
+
+def spmm(values: Tensor, topology: Topology, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + bias, differentiable in values, x and bias.
+
+    Shapes: values [nnz], x [B, C], bias [N] or None, y [B, N]; one floating dtype and device. ValueError otherwise.
+    """
+    how = _how("spmm", topology, x)
+    check_operand("spmm", "x", x, 2, x)
+    check_values("spmm", values, topology.nnz, x)
+    check_bias("spmm", bias, topology.rows, x)
+    _check_width("spmm", "x", x, topology.channels)
+    return algebra.product(how, values, x, bias, Index.of(topology))
+
+
+def spmm_t(values: Tensor, topology: Topology, gy: Tensor) -> Tensor:
+    """Gradient of spmm to its input, dx = gy W, differentiable in values and gy.
+
+    Shapes: values [nnz], gy [B, N], dx [B, C].
+    """
+    how = _how("spmm_t", topology, gy)
+    check_operand("spmm_t", "gy", gy, 2, gy)
+    check_values("spmm_t", values, topology.nnz, gy)
+    _check_width("spmm_t", "gy", gy, topology.rows)
+    return algebra.transposed(how, values, gy, Index.of(topology))
+
+
+def sddmm(topology: Topology, gy: Tensor, x: Tensor) -> Tensor:
+    """Gradient of spmm to its values, gy^T x at the active weights only, differentiable in gy and x.
+
+    Shapes: gy [B, N], x [B, C], result [nnz].
+    """
+    how = _how("sddmm", topology, gy)
+    check_operand("sddmm", "gy", gy, 2, gy)
+    check_operand("sddmm", "x", x, 2, gy)
+    _check_width("sddmm", "gy", gy, topology.rows)
+    _check_width("sddmm", "x", x, topology.channels)
+    if x.shape[0] != gy.shape[0]:
+        raise ValueError(f"sddmm: x has batch {x.shape[0]}, gy has {gy.shape[0]}.")
+    return algebra.sampled(how, gy, x, Index.of(topology))
+
+
+def _how(op: str, topology: Topology, operand: Tensor) -> How:
+    if len(topology.shape) != 2:
+        raise ValueError(f"{op}: the topology must have shape (N, C), not {topology.shape}.")
+    if topology.device != operand.device:
+        raise ValueError(f"{op}: the topology is on {topology.device}, the operands on {operand.device}.")
+    name = checked_backend(op, FAMILIES["linear"], operand.device)
+    if name == "cpu":
+        require_compiled("cpu")
+    return How("linear", name, ())
+
+
+def _check_width(op: str, name: str, operand: Tensor, width: int) -> None:
+    if operand.shape[1] != width:
+        raise ValueError(f"{op}: {name} must have {width} columns, not {operand.shape[1]}.")
