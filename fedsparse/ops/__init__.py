@@ -2,6 +2,7 @@
 
     linear       spmm, spmm_t, sddmm                       each a gradient of the others
     convolution  conv2d, conv2d_input, conv2d_weight       likewise
+    layout       unpack, gather                            values to the dense weight and back
     selection    topk, topk_segmented, grow_scores
 
 `use_backend` forces a back end, `active_backend` says which one runs.
@@ -13,6 +14,7 @@ from fedsparse.ops.grow_scores import grow_scores
 from fedsparse.ops.load import compiled, load
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
 from fedsparse.ops.topk import topk, topk_segmented
+from fedsparse.ops.unpack import gather, unpack
 
 load()
 
@@ -23,11 +25,13 @@ __all__ = [
     "conv2d",
     "conv2d_input",
     "conv2d_weight",
+    "gather",
     "grow_scores",
     "sddmm",
     "spmm",
     "spmm_t",
     "topk",
     "topk_segmented",
+    "unpack",
     "use_backend",
 ]

@@ -21,6 +21,7 @@ from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias,
 from fedsparse.ops.backend import checked_backend
 from fedsparse.ops.index import Index, pick, spread
 from fedsparse.ops.load import define, require_compiled
+from fedsparse.ops.unpack import gathered, unpacked
 from fedsparse.topology import Topology
 
 Size = int | tuple[int, int]
@@ -89,7 +90,7 @@ def _reference_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) 
 
 
 def _dense_weight(values: Tensor, index: Index, kernel: tuple[int, int]) -> Tensor:
-    return spread(values, index, index.channels * kernel[0] * kernel[1]).reshape(index.rows, index.channels, *kernel)
+    return unpacked(values, index, index.channels * kernel[0] * kernel[1]).reshape(index.rows, index.channels, *kernel)
 
 
 def _dense_gradients(gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]) -> tuple[Tensor, ...]:
@@ -112,7 +113,7 @@ def _dense_transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geomet
 
 def _dense_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     weight = gy.new_empty(1).expand(index.rows, index.channels, *geometry[0])
-    return pick(_dense_gradients(gy, x, weight, geometry, [False, True])[1].flatten(1), index)
+    return gathered(_dense_gradients(gy, x, weight, geometry, [False, True])[1].flatten(1), index)
 
 
 def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -16,6 +16,7 @@ from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias,
 from fedsparse.ops.backend import checked_backend
 from fedsparse.ops.index import Index, pick, spread
 from fedsparse.ops.load import define, require_compiled
+from fedsparse.ops.unpack import gathered, unpacked
 from fedsparse.topology import Topology
 
 define("spmm(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias) -> Tensor")
@@ -52,7 +53,15 @@ def _reference_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tens
 
 
 def _dense_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
-    return F.linear(x, spread(values, index, index.channels), bias)
+    return F.linear(x, unpacked(values, index, index.channels), bias)
+
+
+def _dense_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
+    return gy @ unpacked(values, index, index.channels)
+
+
+def _dense_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
+    return gathered(gy.T @ x, index)
 
 
 def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
@@ -88,7 +97,7 @@ def _triton_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
 
 FAMILIES["linear"] = {
     "cpu": Products(_cpu_product, _cpu_transposed, _cpu_sampled),
-    "dense": Products(_dense_product, _reference_transposed, _reference_sampled),
+    "dense": Products(_dense_product, _dense_transposed, _dense_sampled),
     "triton": Products(_triton_product, _triton_transposed, _triton_sampled),
     "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
 }
