@@ -200,7 +200,7 @@ def _extensions() -> list[Extension]:
 setup(
     packages=[*find_packages(include=["fedsparse", "fedsparse.*"]), "fedsparse.kernels"],
     package_dir={"fedsparse.kernels": "kernels"},
-    package_data={"fedsparse": ["py.typed"], "fedsparse.report": ["*.html*"]},
+    package_data={"fedsparse": ["py.typed", "_wire.pyi"], "fedsparse.report": ["*.html*"]},
     include_package_data=False,
     ext_modules=_extensions(),
     cmdclass={"build_ext": _NinjaBuild},

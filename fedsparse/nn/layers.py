@@ -164,7 +164,7 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; differentiable in x, values and bias."""
-        return ops.conv2d(self.values, self.topology, x, bias=self.bias, **self.geometry())
+        return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
 
     def geometry(self) -> dict[str, tuple[int, int]]:
         """Stride, padding and dilation, as the layer's ops take them."""

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from fedsparse.pruning import (
+    active_groups,
+    from_groups,
+    group_sums,
+    highest,
+    lowest,
+    masks_from_scores,
+    prune_and_grow,
+    top_mask,
+)
+from fedsparse.topology import Topology
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    scores = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 0.0])
+    assert highest(scores, 2).tolist() == [1, 2]
+    assert lowest(scores, 1).tolist() == [4]
+    assert top_mask(torch.ones(2, 3), 4).flatten().tolist() == [True] * 4 + [False] * 2
+
+
+def test_prune_and_grow_by_hand() -> None:
+    """2 x 4, active 0, 1, 5, 6 with |w| 2, 1, 1, 3; grow 3 and 4: the two lowest are 1 (index 1) and 1 (index 5)."""
+    topology = from_groups(torch.tensor([0, 1, 5, 6]), (2, 4))
+    new = prune_and_grow(topology, torch.tensor([2.0, -1.0, 1.0, 3.0]), torch.tensor([4, 3]))
+    assert new.flat().tolist() == [0, 3, 4, 6]
+
+
+def test_of_equal_weights_the_lower_index_is_pruned() -> None:
+    topology = from_groups(torch.tensor([0, 1, 2]), (1, 6))
+    assert prune_and_grow(topology, torch.ones(3), torch.tensor([5])).flat().tolist() == [1, 2, 5]
+
+
+def test_prune_and_grow_refuses_active_weights_and_too_many() -> None:
+    topology = from_groups(torch.tensor([0, 1]), (2, 4))
+    with pytest.raises(ValueError, match="active already"):
+        prune_and_grow(topology, torch.ones(2), torch.tensor([1]))
+    with pytest.raises(ValueError, match="only 2 are active"):
+        prune_and_grow(topology, torch.ones(2), torch.tensor([3, 4, 5]))
+
+
+def test_groups_of_two_rows_by_hand() -> None:
+    """Shape (4, 3), V = 2: group g covers rows 2(g // 3) and 2(g // 3) + 1 at column g % 3.
+
+    Groups 1 and 3 are the weights (0, 1), (1, 1) and (2, 0), (3, 0): flat 1, 4 and 6, 9.
+    Values in that order 1, -5, 2, 3: summed |w| are 6 and 5, so growing one group prunes group 3.
+    """
+    topology = from_groups(torch.tensor([3, 1]), (4, 3), granularity=2)
+    assert topology.flat().tolist() == [1, 4, 6, 9]
+    assert active_groups(topology).tolist() == [1, 3]
+    values = torch.tensor([1.0, -5.0, 2.0, 3.0])
+    assert group_sums(topology, values.abs()).tolist() == [6.0, 5.0]
+    grown = prune_and_grow(topology, values, torch.tensor([5]))
+    assert grown.flat().tolist() == [1, 4, 8, 11]
+    assert grown.granularity == 2
+
+
+def test_top_mask_of_groups_is_exact_and_whole() -> None:
+    scores = torch.rand(16, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    mask = top_mask(scores, 40, granularity=4)
+    assert int(mask.sum()) == 40
+    assert torch.equal(mask[0::4], mask[3::4])
+    Topology.from_mask(mask, 4).validate()
+
+
+def test_nan_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        top_mask(torch.tensor([[1.0, float("nan")]]), 1)
+
+
+def test_global_masks_keep_the_highest_scores_of_all_layers() -> None:
+    """6 weights at d = .5: the three highest scores are 9, 8 (a) and 7 (b)."""
+    scores = {"a": torch.tensor([[9.0, 8.0, 1.0]]), "b": torch.tensor([[2.0, 7.0, 3.0]])}
+    masks = masks_from_scores(scores, 0.5, "global")
+    assert masks["a"].tolist() == [[True, True, False]]
+    assert masks["b"].tolist() == [[False, True, False]]
+
+
+def test_random_masks_of_every_rule_have_the_exact_total() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = {"a": torch.rand(8, 3, 3, 3, generator=generator), "b": torch.rand(16, 8, generator=generator)}
+    for rule in ("uniform", "er", "erk", "global"):
+        masks = masks_from_scores(scores, 0.3, rule)
+        assert sum(int(m.sum()) for m in masks.values()) == round(0.3 * (216 + 128))
