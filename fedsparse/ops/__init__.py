@@ -11,12 +11,12 @@
 from fedsparse.ops.backend import BACKENDS, active_backend, use_backend
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.grow_scores import grow_scores
-from fedsparse.ops.load import compiled, load
+from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
 from fedsparse.ops.topk import topk, topk_segmented
 from fedsparse.ops.unpack import gather, unpack
 
-load()
+load_libraries()
 
 __all__ = [
     "BACKENDS",

@@ -23,7 +23,7 @@ def define(schema: str) -> None:
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
 
 
-def load() -> None:
+def load_libraries() -> None:
     """Load the compiled libraries that are present."""
     for name, path in _FILES.items():
         if name not in _loaded and path.exists():

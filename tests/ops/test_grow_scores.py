@@ -1,0 +1,104 @@
+import importlib
+
+import pytest
+import torch
+from op_cases import CONVS, LINEARS, OpLog, conv_operands, linear_operands, random_mask
+from torch import Tensor
+
+from fedsparse import ops
+from fedsparse.topology import Topology
+
+module = importlib.import_module("fedsparse.ops.grow_scores")
+
+
+def by_hand(gradient: Tensor, topology: Topology, count: int) -> tuple[Tensor, Tensor]:
+    """The whole dense gradient, sorted: what grow_scores must not do."""
+    V = topology.granularity
+    groups = gradient.reshape(topology.rows // V, V, -1).transpose(1, 2).reshape(-1, V)
+    active = topology.mask().reshape(topology.rows // V, V, -1)[:, 0].reshape(-1)
+    score = groups.abs().sum(1).masked_fill(active, -1)
+    order = torch.sort(score, descending=True, stable=True).indices[: min(count, int((~active).sum()))].sort().values
+    return order, groups[order].squeeze(1) if V == 1 else groups[order]
+
+
+def conv_gradient(topology: Topology, x: Tensor, gy: Tensor, geometry: dict) -> Tensor:
+    return torch.nn.grad.conv2d_weight(x, topology.shape, gy, **geometry)
+
+
+@pytest.fixture(params=[1, 50, 1 << 18], ids=["one row a tile", "few rows a tile", "one tile"])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(module, "TILE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 10_000])
+@pytest.mark.parametrize("reason", ["primes", "stride 2", "dilation and stride", "dense", "nothing active"])
+def test_convolution(reason: str, count: int, tile: int) -> None:
+    case = CONVS[reason]
+    topology, values, x, _ = conv_operands(case, torch.float32)
+    gy = torch.randn_like(ops.conv2d(values, topology, x, **case.geometry))
+    indices, gradients = ops.grow_scores(x, gy, topology, count, **case.geometry)
+    expected, their = by_hand(conv_gradient(topology, x, gy, case.geometry), topology, count)
+    assert gradients.dtype == torch.float32
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(gradients, their)
+
+
+@pytest.mark.parametrize("reason", ["primes", "one row", "empty rows and columns"])
+def test_linear(reason: str, tile: int) -> None:
+    topology, _, x, _ = linear_operands(LINEARS[reason], torch.float64)
+    gy = torch.randn(x.shape[0], topology.rows, dtype=torch.float64)
+    indices, gradients = ops.grow_scores(x, gy, topology, 6)
+    expected, their = by_hand(gy.T @ x, topology, 6)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(gradients, their.float())
+
+
+@pytest.mark.parametrize("V", [2, 4])
+def test_groups_of_rows(V: int, tile: int) -> None:
+    topology = Topology.from_mask(random_mask((8 // V, 3, 3, 3), 0.3).repeat_interleave(V, 0), granularity=V)
+    x, gy = torch.randn(2, 3, 6, 6), torch.randn(2, 8, 6, 6)
+    indices, gradients = ops.grow_scores(x, gy, topology, 9, padding=1)
+    expected, their = by_hand(conv_gradient(topology, x, gy, {"padding": 1}), topology, 9)
+    assert gradients.shape == (9, V)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(gradients, their)
+
+
+def test_ties_go_to_the_lower_index(tile: int) -> None:
+    """x and gy of ones give every weight the same gradient, the batch size 2."""
+    topology = Topology.from_flat(torch.tensor([0, 3]), (4, 5))
+    indices, gradients = ops.grow_scores(torch.ones(2, 5), torch.ones(2, 4), topology, 4)
+    assert indices.tolist() == [1, 2, 4, 5]
+    assert gradients.tolist() == [2.0] * 4
+
+
+def test_no_more_than_a_tile_of_the_gradient_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 rows of 32 * 9 weights, tiles of 4 rows: no tensor is larger than x, gy, or a tile."""
+    monkeypatch.setattr(module, "TILE", 4 * 32 * 9)
+    topology = Topology.from_mask(random_mask((64, 32, 3, 3), 0.1))
+    x, gy = torch.randn(1, 32, 6, 6), torch.randn(1, 64, 6, 6)
+    with OpLog() as log:
+        ops.grow_scores(x, gy, topology, 20, padding=1)
+    assert log.largest == 4 * 32 * 9
+    assert topology.numel == 16 * log.largest
+
+
+T, _, X, _ = linear_operands(LINEARS["primes"], torch.float32)
+GY = torch.ones(3, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.grow_scores(X[:, 1:], GY, T, 1), "x must have 11 channels"),
+        (lambda: ops.grow_scores(X, GY[:, 1:], T, 1), "gy must have 7 channels"),
+        (lambda: ops.grow_scores(X, GY[1:], T, 1), "x has batch 3, gy has 2"),
+        (lambda: ops.grow_scores(X, GY, T, -1), "count must be at least 0"),
+        (lambda: ops.grow_scores(X * float("nan"), GY, T, 1), "gradient is NaN"),
+        (lambda: ops.grow_scores(X, GY.double(), T, 1), "gy must have the floating dtype"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
