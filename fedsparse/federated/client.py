@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +15,7 @@ from fedsparse.data import Dataset
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer
-from fedsparse.optim import SGD
+from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
 from fedsparse.wire import Section
 
@@ -23,8 +24,11 @@ from fedsparse.wire import Section
 class Training:
     """How rounds and local training go.
 
-    rounds T; clients_per_round; epochs E; batch_size B; lr, momentum, weight_decay of local SGD; lr_decay: the learning
-    rate of round t is lr * lr_decay^t; eval_every: rounds between evaluations (the last round is always evaluated).
+    rounds T; clients_per_round; epochs E; batch_size B; optimizer: local SGD (lr, momentum, weight_decay) or Adam (lr,
+    weight_decay), its state fresh each round; lr_decay, lr_schedule: the learning rate of round t is lr * lr_decay^t,
+    with "cosine" also times (1 + cos(pi t / T)) / 2; proximal: mu of FedProx (Li et al., MLSys 2020), which adds
+    mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
+    round is always evaluated).
     """
 
     rounds: int = 10
@@ -35,8 +39,16 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 0.0
     lr_decay: float = 1.0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    proximal: float = 0.0
     eval_every: int = 1
     augment: bool = False
+
+    def learning_rate(self, t: int) -> float:
+        """The learning rate of round t."""
+        cosine = (1 + math.cos(math.pi * t / self.rounds)) / 2 if self.lr_schedule == "cosine" else 1.0
+        return self.lr * self.lr_decay**t * cosine
 
 
 @dataclass
@@ -55,13 +67,18 @@ class Client:
     training: Training
     wire: Literal["fp32", "fp16"] = "fp32"
     received: Mapping[str, Section] = field(default_factory=dict)
-    optimizer: SGD = field(init=False)
+    optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")
+    anchor: dict[nn.Parameter, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        t = self.training
-        lr = t.lr * t.lr_decay**self.round
-        self.optimizer = SGD(self.model.parameters(), lr=lr, momentum=t.momentum, weight_decay=t.weight_decay)
+        t, parameters = self.training, list(self.model.parameters())
+        lr = t.learning_rate(self.round)
+        if t.optimizer == "adam":
+            self.optimizer = Adam(parameters, lr=lr, weight_decay=t.weight_decay)
+        else:
+            self.optimizer = SGD(parameters, lr=lr, momentum=t.momentum, weight_decay=t.weight_decay)
+        self.anchor = {p: p.detach().clone() for p in parameters} if t.proximal else {}
 
     @property
     def samples(self) -> int:
@@ -89,8 +106,17 @@ class Client:
                 yield x.to(self.device), y.to(self.device)
 
     def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
-        """Give a layer a new mask while training goes on; momentum follows."""
-        self.optimizer.follow(layer.values, layer.set_topology(topology))
+        """Give a layer a new mask while training goes on; optimizer state follows."""
+        move = layer.set_topology(topology)
+        self.optimizer.follow(layer.values, move)
+        if layer.values in self.anchor:
+            self.anchor[layer.values] = move.apply(self.anchor[layer.values])
+
+    def pull_to_anchor(self) -> None:
+        """Add the gradient of the proximal term, mu (w - w_t)."""
+        for parameter, start in self.anchor.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.training.proximal)
 
 
 def train(client: Client, method: Method) -> None:
@@ -103,6 +129,7 @@ def train(client: Client, method: Method) -> None:
             client.optimizer.zero_grad(set_to_none=True)
             loss = method.loss(client, client.model(x), y)
             loss.backward()
+            client.pull_to_anchor()
             method.step(client)
             losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
         client.loss = losses / seen

@@ -42,8 +42,8 @@ class Experiment:
 
     model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
     client. wire: dtype of parameters in both directions. public: samples that the server holds and pretrains the model
-    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names of
-    model and dataset).
+    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
+    of model and dataset).
     """
 
     model: nn.Module

@@ -18,7 +18,7 @@ def layer_counts(
     shapes: (N, C) or (N, C, kh, kw) by layer name. ER: d_l = eps (N + C) / (N C); ERK: d_l = eps (N + C + kh + kw) /
     (N C kh kw), the numerator taken for the whole kernel. A layer that would exceed density 1 becomes dense, and eps is
     solved again for the rest. Rounding is by largest remainder, ties to the earlier layer; no layer falls below one
-    group. With `granularity` V counts are multiples of V, and the total is exact in groups: V * round(density * total / V).
+    group. With `granularity` V counts are multiples of V, and the total is exact in groups: V * round(d * total / V).
 
     Raises ValueError for a density outside (0, 1], an unknown rule, or V that does not divide a layer's N.
     """
