@@ -19,11 +19,11 @@ help: ## List the targets
 install: $(INSTALLED) ## Install fedsparse and all it needs into .venv (once: 6 GB, 5 minutes)
 
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(CXX_SOURCES)
-	@if [ ! -x $(BIN)/python ]; then \
+	@if ls -d .venv/lib/python3.*/site-packages/torch >/dev/null 2>&1; then \
+		echo "Installing fedsparse into .venv again: what is compiled or pinned has changed (1 to 3 minutes)."; \
+	else \
 		echo "Installing into .venv, once: about 6 GB of disk (PyTorch and its CUDA libraries) and about 5 minutes."; \
 		$(PYTHON) -m venv .venv; \
-	else \
-		echo "Installing fedsparse into .venv: what compiles or is pinned has changed."; \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(BUILD_REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \

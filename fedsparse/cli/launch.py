@@ -13,6 +13,7 @@ from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sen
 from fedsparse.cli.folders import RunFolder, inner_folder
 from fedsparse.cli.progress import progress
 from fedsparse.config import Config, ConfigError, load
+from fedsparse.config.sentences import shown
 from fedsparse.report import RecordError, read_runs, write_report
 from fedsparse.report.records import read_rounds, result_of
 
@@ -115,9 +116,9 @@ def check_comparable(configs: list[Config], paths: list[Path]) -> None:
 def difference(table: str, here: Any, there: Any) -> str:
     """Return the first key at which two tables differ, with both values."""
     if not isinstance(here, dict):
-        return f"{table} is {here!r} but {there!r}"
+        return f"{table} is {shown(here)} but {shown(there)}"
     key = next(key for key in here if here[key] != there[key])
-    return f"{table}.{key} is {here[key]!r} but {there[key]!r}"
+    return f"{table}.{key} is {shown(here[key])} but {shown(there[key])}"
 
 
 def run_all(configs: list[Config], experiments: list[Any], outer: RunFolder, quiet: bool) -> list[Result]:

@@ -59,10 +59,11 @@ class Model(Table):
 
 
 class Train(Table):
-    """`[train]`: rounds and the clients' SGD.
+    """`[train]`: the rounds, and how clients train in them; see `fedsparse.federated.Training`.
 
-    `lr_decay` multiplies the learning rate once a round; `eval_every` is the number of rounds from one test of the
-    server's model to the next. `clients_per_round` is all clients unless given.
+    `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
+    `eval_every` is the number of rounds from one test of the server's model to the next. `clients_per_round` is all
+    clients unless given.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -73,6 +74,9 @@ class Train(Table):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    proximal: Annotated[float, Field(ge=0)] = 0.0
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
@@ -86,7 +90,7 @@ class Tables(Table):
     """All of a configuration but its `[method]`."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     data: Data = Data()
     partition: Partition = Partition()

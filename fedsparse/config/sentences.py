@@ -23,8 +23,8 @@ def shown(value: Any) -> str:
     """Return a TOML-like, shortened spelling of a value."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a table"
+    if value is None or isinstance(value, dict):
+        return "not set" if value is None else "a table"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -124,10 +124,8 @@ def flattened(metadata: Iterable[Any]) -> Iterable[Any]:
 
 def ranged(metadata: Iterable[Any]) -> str:
     """Return the bounds among the constraints in words, with a leading space."""
-    parts = [
-        words.format(f"{bound:.15g}" if isinstance(bound, float) else bound)
-        for item in metadata
-        for key, words in BOUNDS.items()
-        if (bound := getattr(item, key, None)) is not None
-    ]
+    found = {key: bound for item in metadata for key in BOUNDS if (bound := getattr(item, key, None)) is not None}
+    if found.keys() == {"ge", "le"}:
+        return f" from {found['ge']} to {found['le']}"
+    parts = [words.format(found[key]) for key, words in BOUNDS.items() if key in found]
     return " " + " and ".join(parts) if parts else ""

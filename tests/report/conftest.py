@@ -83,7 +83,7 @@ def write_run(folder: Path, name: str, method: str, density: float, rounds: int 
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def three_runs(tmp_path: Path) -> list[Path]:
     """Dense FedAvg, FedAvg on a fixed mask, FedTiny."""
     return [

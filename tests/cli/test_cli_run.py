@@ -1,0 +1,160 @@
+"""`run` and `compare` around a fake loop: folders, progress, tables, JSON, interruption, full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fake_loop import FakeLoop
+
+from fedsparse.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_run_writes_a_numbered_folder(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    for number in (1, 2):
+        assert main(["run", "pair/dense.toml"]) == 0
+        folder = here / "runs" / f"dense-3-{number}"
+        assert {path.name for path in folder.iterdir()} >= {"config.json", "result.json", "rounds.jsonl", "report.html"}
+        assert f"runs/dense-3-{number}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_run_writes_the_whole_configuration(here: Path, fake_loop: FakeLoop) -> None:
+    assert main(["run", "pair/sparse.toml", "--set", "train.lr=0.5", "--seed", "7", "--out", "new/one", "-q"]) == 0
+    config = json.loads((here / "new" / "one" / "config.json").read_text())
+    assert config["train"]["lr"] == 0.5
+    assert config["seed"] == 7
+    assert config["method"]["name"] == "fedavg"
+    assert config["method"]["density"] == 0.1
+    assert fake_loop.seen[0].training.lr == 0.5
+
+
+def test_an_empty_out_folder_is_taken(here: Path, fake_loop: FakeLoop) -> None:
+    (here / "empty").mkdir()
+    assert main(["run", "pair/dense.toml", "--out", "empty", "-q"]) == 0
+    assert (here / "empty" / "result.json").exists()
+
+
+def test_progress_is_a_line_a_round_off_a_terminal(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["run", "pair/dense.toml"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith(
+        "dense: round 2/4  accuracy 60.0 %  density 100.0 %  1.00 MB down 1.00 MB up  0.25 s  1 rejected"
+    )
+    assert lines[0].startswith("dense: round 1/4  accuracy \u2013")
+    assert all(line.endswith(" left") for line in lines)
+
+
+def test_progress_is_a_bar_on_a_terminal(
+    here: Path, fake_loop: FakeLoop, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["run", "pair/dense.toml"]) == 0
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "accuracy 80.0 %" in shown
+    assert "0:00:00" in shown
+
+
+def test_quiet_shows_no_progress(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["run", "pair/dense.toml", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "80.0 %" in out
+
+
+def test_json_is_alone_on_standard_output(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["run", "pair/dense.toml", "--format", "json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["status"], result["bytes_down"], result["folder"]) == ("complete", 4_000_000, "runs/dense-3-1")
+
+
+def test_compare_puts_measured_costs_side_by_side(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
+    table = capsys.readouterr().out
+    sparse = next(line for line in table.splitlines() if "sparse" in line)
+    for cell in ("fedavg", "80.0 %", "10.0 %", "200 k (10 %)", "0.25 s", "5.00 MB", "400 kB", "0.1 x"):
+        assert cell in sparse
+    assert (here / "runs" / "pair" / "report.html").exists()
+    assert (here / "runs" / "pair" / "sparse" / "result.json").exists()
+
+
+def test_compare_draws_the_same_split_and_model_for_all(here: Path, fake_loop: FakeLoop) -> None:
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
+    dense, sparse = fake_loop.seen
+    assert dense.train is sparse.train
+    assert all((a == b).all() for a, b in zip(dense.parts, sparse.parts))
+    assert all((a == b).all() for a, b in zip(dense.model.parameters(), sparse.model.parameters()))
+
+
+def test_compare_takes_a_fresh_folder_every_time(here: Path, fake_loop: FakeLoop) -> None:
+    for folder in ("pair", "pair-2", "pair-3"):
+        assert main(["compare", "pair/dense.toml", "-q"]) == 0
+        assert (here / "runs" / folder / "report.html").exists()
+
+
+def test_compare_as_json(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--format", "json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["bytes_ratio"] for run in runs] == [1.0, 0.1]
+    assert [run["macs_share"] for run in runs] == [1.0, 0.1]
+
+
+def test_a_narrow_terminal_gets_a_column_a_run(
+    here: Path, fake_loop: FakeLoop, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("accuracy" in line and line.count("80.0 %") == 2 for line in lines)
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= 80
+
+
+def test_an_interrupted_run_keeps_its_rounds(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    fake_loop.failure, fake_loop.fail_at = KeyboardInterrupt(), 2
+    assert main(["run", "pair/dense.toml", "--format", "json"]) == 130
+    assert json.loads(capsys.readouterr().out)["rounds"] == 2
+    folder = here / "runs" / "dense-3-1"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["rounds"], result["accuracy"]) == ("interrupted", 2, 0.6)
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
+
+
+def test_compare_stops_at_an_interrupted_run(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    fake_loop.failure, fake_loop.fail_at = KeyboardInterrupt(), 0
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 130
+    assert "dense (interrupted)" in capsys.readouterr().out
+    assert not (here / "runs" / "pair" / "sparse").exists()
+
+
+def test_a_full_disk_gets_one_sentence(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    fake_loop.failure, fake_loop.fail_at = OSError(errno.ENOSPC, "No space left on device"), 1
+    assert main(["run", "pair/dense.toml", "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "error: runs/dense-3-1 cannot be written: the disk is full; its rounds so far are kept\n"
+    assert out == ""
+    assert (here / "runs" / "dense-3-1" / "rounds.jsonl").exists()
+
+
+def test_a_mistake_of_ours_is_not_hidden(here: Path, fake_loop: FakeLoop) -> None:
+    fake_loop.failure, fake_loop.fail_at = ValueError("a mistake"), 1
+    with pytest.raises(ValueError, match="a mistake"):
+        main(["run", "pair/dense.toml", "-q"])
+
+
+def test_report_is_drawn_again(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
+    page = here / "runs" / "pair" / "report.html"
+    page.unlink()
+    assert main(["report", "runs/pair"]) == 0
+    assert page.exists()
+    assert main(["report", "runs/pair/dense", "runs/pair/sparse", "--out", "both"]) == 0
+    assert (here / "both" / "accuracy_over_bytes.png").exists()
