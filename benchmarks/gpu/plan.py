@@ -1,0 +1,39 @@
+"""The sections in order of importance, and how long each may take."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from .rows import Case
+
+
+@dataclass(frozen=True)
+class Section:
+    """A module of this package with a function `cases`, its heading and its allowance in seconds."""
+
+    name: str
+    heading: str
+    seconds: float
+
+    def cases(self, smoke: bool = False) -> list[Case]:
+        """Its cases, most important first; every fourth of them in a smoke test."""
+        cases: list[Case] = importlib.import_module(f"{__package__}.{self.name}").cases()
+        return cases[::4] if smoke else cases
+
+
+SECTIONS = (
+    Section("ceilings", "Ceilings of the device", 20),
+    Section("steps", "Dense ResNet-18 training steps (what masked training costs today)", 100),
+    Section("sparse_steps", "Sparse ResNet-18 training steps", 40),
+    Section("layers", "Dense 3x3 layers, batch 64 (forward / input gradient / weight gradient)", 40),
+    Section("sparse_ops", "Sparse ops (forward / input gradient / weight gradient)", 60),
+    Section("clients", "Clients on one GPU, dense", 90),
+    Section("compiled", "Dense steps under torch.compile (launched / replayed from a graph)", 240),
+)
+BUILD_SECONDS, TEST_SECONDS = 180.0, 90.0
+
+
+def section(name: str) -> Section:
+    """The section of that name."""
+    return next(section for section in SECTIONS if section.name == name)

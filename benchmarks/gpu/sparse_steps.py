@@ -1,0 +1,82 @@
+"""Training steps of the sparse ResNet-18: seconds and peak memory of what users run."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import torch
+
+from fedsparse.nn import sparse_layers, sparsify
+
+from .bench import Bench, checked, relative_error
+from .rows import Case, Measured
+from .steps import label as dense_label
+from .training import (
+    STEP_LIMITS,
+    TrainingStep,
+    apply_masks,
+    batch_of,
+    captured,
+    mean_loss,
+    network,
+    random_masks,
+)
+
+_PLAN = [
+    *[(64, "tf32", 0.05, how) for how in ("eager", "graph")],
+    (64, "fp32", 0.05, "eager"),
+    *[(64, "tf32", density, "eager") for density in (0.2, 0.1, 0.01)],
+    (256, "tf32", 0.05, "eager"),
+]
+
+
+def cases() -> list[Case]:
+    """Each batch size, precision and density, eager and captured; values are float32."""
+    return [
+        Case(
+            f"sparse step b{batch} {precision} density {density:.0%} {how}",
+            partial(sparse_step, batch=batch, precision=precision, density=density, how=how),
+            versus=dense_label(batch, precision, "masked eager", "NCHW"),
+            seconds=4.0,
+        )
+        for batch, precision, density, how in _PLAN
+    ]
+
+
+def sparse_step(bench: Bench, batch: int, precision: str, density: float, how: str) -> Measured:
+    """Milliseconds of one step; the first change of the values is checked against a masked float64 step."""
+    if how == "graph":
+        bench.need_cuda("a CUDA graph")
+    model = network(bench)
+    masks = random_masks(model, density)
+    apply_masks(model, masks).to(bench.device)
+    images, labels = batch_of(bench, bench.size(batch, 16))
+    expected = _expected_gradient(bench, model, images, labels, masks)
+    bench.clear()
+    layers = {name.removesuffix(".weight"): mask for name, mask in masks.items()}
+    on_device = {name: mask.to(bench.device) for name, mask in layers.items()}
+    step = TrainingStep(bench, sparsify(model, masks=on_device), images, labels, precision)
+    step()
+    error = relative_error(_gradient(step), expected)
+    checked(error, STEP_LIMITS[precision], "the gradient of the values")
+    step.restore()
+    run, peak = captured(bench, [step]) if how == "graph" else (step, bench.peak(step))
+    timing = bench.time(run, seconds=1.0)
+    return Measured({"step": timing}, error, peak, 1e3 * images.shape[0] / timing.median, "images/s")
+
+
+def _expected_gradient(
+    bench: Bench, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, masks: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Dense float64 gradients at the active weights of every convolution, in order, on the host."""
+    wide = copy.deepcopy(model).double()
+    with bench.reference():
+        mean_loss(wide(images.double()), labels).backward()
+    gradients = [(wide.get_parameter(name).grad, mask) for name, mask in masks.items()]
+    return torch.cat([grad.cpu()[mask] for grad, mask in gradients if grad is not None])
+
+
+def _gradient(step: TrainingStep) -> torch.Tensor:
+    gradients = [layer.values.grad for layer in sparse_layers(step.model).values()]
+    return torch.cat([gradient.cpu() for gradient in gradients if gradient is not None])
