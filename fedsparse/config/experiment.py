@@ -7,6 +7,7 @@ sizes that do not fit together.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def split(config: Config, train: Dataset) -> list[np.ndarray]:
 
 def build(config: Config, train: Dataset) -> nn.Module:
     """Return the freshly initialised dense model, the same for every method of the same seed."""
-    width = {} if config.model.width is None else {"width": config.model.width}
+    width: dict[str, Any] = {} if config.model.width is None else {"width": config.model.width}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "model"))
         try:

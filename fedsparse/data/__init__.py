@@ -4,8 +4,9 @@
 """
 
 from .augment import crop_flip
-from .dataset import DataError, Dataset
+from .dataset import Dataset
 from .partition import KINDS, partition
 from .registry import available, load, names
+from .samples import DataError, Samples
 
-__all__ = ["KINDS", "DataError", "Dataset", "available", "crop_flip", "load", "names", "partition"]
+__all__ = ["KINDS", "DataError", "Dataset", "Samples", "available", "crop_flip", "load", "names", "partition"]

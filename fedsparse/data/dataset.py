@@ -10,10 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from .augment import crop_flip
-
-
-class DataError(ValueError):
-    """A data set is missing, corrupt or asked for in a way that it cannot serve."""
+from .samples import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +24,7 @@ class Dataset:
         classes: how many classes there are, also where a split lacks some of them.
         mean: per channel, in units of pixel / 255 for uint8 images.
         std: per channel, positive, the same units.
+        clients: int64 [n], the natural client of each image, numbered from 0; None where the set has none.
 
     Raises:
         DataError: the fields contradict one another.
@@ -38,6 +36,7 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    clients: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
@@ -57,6 +56,11 @@ class Dataset:
             )
         if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0.0) <= 0:
             raise DataError(f"{self.name}: mean and std need {self.channels} numbers each, every std above 0")
+        if self.clients is not None and (self.clients.dtype != torch.int64 or self.clients.shape != self.labels.shape):
+            raise DataError(
+                f"{self.name}: clients must be int64 of shape [{len(self.images)}], "
+                f"not {self.clients.dtype} of shape {list(self.clients.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,7 +104,8 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same set with its tensors on a device; batches then come from there."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        clients = None if self.clients is None else self.clients.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), clients=clients)
 
 
 def moments(images: Tensor, chunk: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsparse.data import Dataset
+from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer
@@ -62,7 +62,7 @@ class Client:
     round: int
     seed: int
     model: nn.Module
-    data: Dataset
+    data: Samples
     index: np.ndarray
     training: Training
     wire: Literal["fp32", "fp16"] = "fp32"
@@ -93,7 +93,7 @@ class Client:
     def batches(self, purpose: str, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
 
-        Yields (x float32 [b, c, h, w], y int64 [b]). A last batch of a single sample is left out where there is
+        Yields what `data.batch` gives: (x float32 [b, c, h, w], y int64 [b]), or two of int64 [b, context]. A last batch of a single sample is left out where there is
         another, because batch norm cannot train on it.
         """
         order = numpy_generator(self.seed, purpose, self.round, self.id).permutation(self.index)

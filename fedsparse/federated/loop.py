@@ -9,6 +9,7 @@ import copy
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsparse.data import Dataset
+from fedsparse.data import Samples
 from fedsparse.federated import exchange
 from fedsparse.federated.artefacts import append_line, write_json
 from fedsparse.federated.client import Client, Training, train
@@ -48,8 +49,8 @@ class Experiment:
 
     model: nn.Module
     method: Method
-    train: Dataset
-    test: Dataset
+    train: Samples
+    test: Samples
     parts: Sequence[np.ndarray]
     training: Training = field(default_factory=Training)
     seed: int = 0
@@ -92,10 +93,14 @@ class Loop:
         method = experiment.method
         model = method.prepare(copy.deepcopy(experiment.model))
         names = method.prunes(model)
-        shape = tuple(experiment.train.batch(np.array([0]))[0].shape[1:])
-        self.dense_macs = multiply_adds(model, shape)
+        sample, target = experiment.train.batch(np.array([0]))
+        shape = tuple(sample.shape[1:])
+        self.dense_macs = multiply_adds(model, shape, sample.dtype)
+        self.text = target.dim() > 1
         samples = [len(part) for part in experiment.parts]
-        self.server = Server(model, experiment.seed, names, method.granularity, shape, samples)
+        self.server = Server(
+            model, experiment.seed, names, method.granularity, shape, samples, input_dtype=sample.dtype
+        )
         self.worker = Worker(
             copy.deepcopy(model),
             method,
@@ -171,9 +176,10 @@ class Loop:
             "clients": len(experiment.parts),
             "accuracy": scored[-1] if scored else None,
             "best_accuracy": max(scored, default=None),
+            **({"perplexity": self._last("perplexity")} if self.text else {}),
             "density": self.server.density(),
             "parameters": self.server.parameter_count,
-            "macs": multiply_adds(self.server.model, self.server.input_shape),
+            "macs": self._macs(),
             "dense_macs": self.dense_macs,
             "seconds_per_round": statistics.median(r["seconds"] for r in records) if records else None,
             "client_seconds": statistics.median(r["client_seconds"] for r in records) if records else None,
@@ -225,6 +231,12 @@ class Loop:
         total.losses.append(facts.loss)
         total.add(id, facts.samples, sections)
 
+    def _macs(self) -> int:
+        return multiply_adds(self.server.model, self.server.input_shape, self.server.input_dtype)
+
+    def _last(self, key: str) -> float | None:
+        return next((record[key] for record in reversed(self.records) if record[key] is not None), None)
+
     def _samples(self, clients: Sequence[int]) -> int:
         return sum(self.server.samples[id] for id in clients)
 
@@ -237,6 +249,7 @@ class Loop:
             "round": t,
             "accuracy": accuracy,
             "loss": loss,
+            **({"perplexity": _perplexity(loss)} if self.text else {}),
             "train_loss": _mean(total.losses),
             "density": server.density(),
             "layer_densities": server.densities(),
@@ -246,12 +259,17 @@ class Loop:
             "bytes_down": self.down - before[0],
             "bytes_up": self.up - before[1],
             "peak_bytes": self.worker.peak.bytes,
-            "macs": multiply_adds(server.model, server.input_shape),
+            "macs": self._macs(),
             "clients": total.clients,
             "rejected": self._rejected,
         }
         self.records.append(record)
         return record
+
+
+def _perplexity(loss: float | None) -> float | None:
+    """exp(mean cross-entropy of a token); None where that is no finite number."""
+    return math.exp(loss) if loss is not None and loss < math.log(sys.float_info.max) else None
 
 
 def _mean(numbers: list[float]) -> float | None:

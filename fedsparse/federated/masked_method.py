@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedsparse.federated import exchange
+from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.method import Ask, Method, Sections
 from fedsparse.federated.seeds import torch_generator
 from fedsparse.nn import prunable
@@ -79,9 +79,7 @@ class MaskedMethod(Method):
         names = self.prunes(client.model)
         scorer = score.snip if self.initial == "snip" else score.grasp
         client.model.train()
-        scores = scorer(
-            client.model, names, list(_some_batches(client, self.initial_batches)), functional.cross_entropy
-        )
+        scores = scorer(client.model, names, list(_some_batches(client, self.initial_batches)), cross_entropy)
         masks = masks_from_scores(scores, self.density, self.distribution, self.granularity)
         return {"mask": Bitmap(torch.cat([_group_bits(masks[name], self.granularity) for name in names]))}
 

@@ -54,10 +54,12 @@ def model_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Multiply-adds of the convolutions and linear layers in a forward pass of one sample of shape (C, H, W).
+def multiply_adds(model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype = torch.float32) -> int:
+    """Multiply-adds of the convolutions and linear layers in a forward pass of one sample, (C, H, W) or (tokens,).
 
-    Counted at the layers while they run: a sparse layer does one per active weight and output position.
+    Counted at the layers while they run: a sparse layer does one per active weight and output position. An integer
+    `input_dtype` is that of tokens; floating-point samples are given in the model's dtype. Products without weights,
+    as between queries and keys, are not counted: no mask changes them.
     """
     count = 0
 
@@ -75,7 +77,8 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     ]
     training = model.training
     parameter = next(model.parameters())
-    model.eval()(torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    dtype = parameter.dtype if input_dtype.is_floating_point else input_dtype
+    model.eval()(torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device))
     model.train(training)
     for handle in handles:
         handle.remove()

@@ -38,9 +38,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedsparse.federated import exchange
+from fedsparse.federated.loss import cross_entropy
 from fedsparse.wire import Section, Spec, Values, ValuesSpec
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Method:
 
     def loss(self, client: Client, output: Tensor, target: Tensor) -> Tensor:
         """The scalar that is differentiated: cross-entropy. output: [B, classes]; target: int64 [B]."""
-        return functional.cross_entropy(output, target)
+        return cross_entropy(output, target)
 
     def step(self, client: Client) -> None:
         """Use the gradients."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fedsparse.data import Dataset
+from fedsparse.data import Samples
 from fedsparse.federated import exchange
+from fedsparse.federated.loss import cross_entropy
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.topology import Topology
+
+LOGITS = 2**23
+"""The most logits that an evaluation holds at once: 32 MB."""
 
 
 @dataclass
 class Server:
     """What a checkpoint of a run must hold, beside the config.
 
-    model: the global model. names, granularity: the layers that masks are made for, and V. samples: n_k of
-    every client. state: the method's named
-    tensors. mask_version: number of masks so far (0: dense). known: which mask version each client has. changed: newly
+    model: the global model. names, granularity: the layers that masks are made for, and V. input_shape, input_dtype:
+    of one sample (int64 for text). samples: n_k of every client. state: the method's named tensors. mask_version: number of masks so far (0: dense). known: which mask version each client has. changed: newly
     active over active weights at the last mask change.
     """
 
@@ -35,6 +38,7 @@ class Server:
     mask_version: int = 0
     known: dict[int, int] = field(default_factory=dict)
     changed: float = 0.0
+    input_dtype: torch.dtype = torch.float32
 
     @property
     def layers(self) -> dict[str, SparseLayer]:
@@ -93,15 +97,21 @@ class Server:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset, batch_size: int = 500) -> tuple[float, float]:
-    """(accuracy in [0, 1], mean cross-entropy) over a whole data set, in eval mode."""
+def evaluate(model: nn.Module, data: Samples, batch_size: int = 500) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy) over all targets of a data set, in eval mode.
+
+    A target is a sample's class, or each next token of a text. A batch has at most `batch_size` samples, and fewer
+    where their logits would be more than `LOGITS`.
+    """
     model.eval()
     device = next(model.parameters()).device
+    each = data.batch(np.array([0]))[1].numel()
+    size = max(1, min(batch_size, LOGITS // (each * data.classes)))
     right, loss = 0, 0.0
-    for start in range(0, len(data.labels), batch_size):
-        x, y = data.batch(torch.arange(start, min(start + batch_size, len(data.labels))))
+    for start in range(0, len(data), size):
+        x, y = data.batch(torch.arange(start, min(start + size, len(data))))
         x, y = x.to(device), y.to(device)
         output = model(x)
-        right += int((output.argmax(1) == y).sum())
-        loss += float(functional.cross_entropy(output, y, reduction="sum"))
-    return right / len(data.labels), loss / len(data.labels)
+        right += int((output.argmax(-1) == y).sum())
+        loss += float(cross_entropy(output, y, reduction="sum"))
+    return right / (each * len(data)), loss / (each * len(data))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from fedsparse.data import Dataset
+from fedsparse.data import Samples
 from fedsparse.federated import exchange
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
@@ -28,7 +28,7 @@ class Worker:
     model: nn.Module
     method: Method
     names: list[str]
-    data: Dataset
+    data: Samples
     parts: Sequence[np.ndarray]
     training: Training
     seed: int

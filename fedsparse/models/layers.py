@@ -30,15 +30,22 @@ def conv(channels: int, out: int, kernel: int = 3, stride: int = 1, bias: bool =
     return nn.Conv2d(channels, out, kernel, stride=stride, padding=kernel // 2, bias=bias)
 
 
-class ConvNorm(nn.Sequential):
-    """Convolution without bias, norm, ReLU: [b, channels, h, w] to [b, out, h / stride, w / stride]."""
+def depthwise(channels: int, stride: int) -> nn.Conv2d:
+    """3 x 3 convolution of each channel by itself, without bias; `sparsify` leaves it dense."""
+    return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
 
-    def __init__(self, channels: int, out: int, norm: str, stride: int = 1) -> None:
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, norm, ReLU or ReLU6: [b, channels, h, w] to [b, out, h / stride, w / stride]."""
+
+    def __init__(
+        self, channels: int, out: int, norm: str, stride: int = 1, kernel: int = 3, relu6: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = conv(channels, out, stride=stride)
+        self.conv = conv(channels, out, kernel, stride)
         self.norm = norm_layer(norm, out)
         # In place is safe: a norm's backward needs its input, not its output.
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU6(inplace=True) if relu6 else nn.ReLU(inplace=True)
 
 
 def initialise(model: nn.Module, classifier: nn.Linear) -> None:
