@@ -1,7 +1,7 @@
 """Sparse layers, and the ways from a dense model to a sparse one and back."""
 
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
-from fedsparse.nn.growth import Growth, collect_growth
+from fedsparse.nn.growth import Growth, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "prunable",
     "sparse_layers",
     "sparsify",
+    "visit_gradients",
     "weight_shapes",
 ]

@@ -1,12 +1,13 @@
-"""Collect, during an ordinary backward pass, the inactive weights with the largest gradients."""
+"""Look, during an ordinary backward pass, at the gradients of inactive weights: one layer at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from fedsparse import ops
 from fedsparse.nn.layers import SparseLayer
@@ -25,8 +26,13 @@ class Growth:
 
 
 @contextmanager
-def collect_growth(layers: Mapping[str, nn.Module], counts: Mapping[str, int]) -> Iterator[dict[str, Growth]]:
+def collect_growth(
+    layers: Mapping[str, nn.Module], counts: Mapping[str, int], directions: Mapping[str, Tensor] | None = None
+) -> Iterator[dict[str, Growth]]:
     """Within the context, each backward pass fills the yielded dict with `counts[name]` candidates a layer.
+
+    directions: signs of each layer's dense shape. With them only groups that a step down the gradient would move along
+    are candidates (see `ops.grow_scores`), and there may be fewer than `counts[name]`.
 
     The gradient of one layer at a time is looked at, tile by tile (`ops.grow_scores`), while the backward pass stands
     at that layer: a dense gradient of the model never exists. One forward and backward pass at a time; a later one
@@ -34,29 +40,63 @@ def collect_growth(layers: Mapping[str, nn.Module], counts: Mapping[str, int]) -
     """
     found: dict[str, Growth] = {}
 
-    def watch(name: str, layer: SparseLayer) -> Any:
-        def forward_hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach()
+    def keep(name: str, layer: SparseLayer, x: Tensor, g: Tensor) -> None:
+        direction = None if directions is None else directions[name]
+        scores = ops.grow_scores(x, g, layer.topology, counts[name], **layer.geometry(), direction=direction)
+        found[name] = Growth(*scores)
 
-            def backward_hook(gradient: Tensor) -> None:
-                g, a = gradient.detach(), x
-                if a.dim() != 4:
-                    g, a = g.reshape(-1, g.shape[-1]), a.reshape(-1, a.shape[-1])
-                with torch.no_grad():
-                    found[name] = Growth(*ops.grow_scores(a, g, layer.topology, counts[name], **layer.geometry()))
+    with _at_each_layer(layers, counts, keep):
+        yield found
 
-            output.register_hook(backward_hook)
 
-        return layer.register_forward_hook(forward_hook)
+@contextmanager
+def visit_gradients(layers: Mapping[str, nn.Module], callback: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the context, each backward pass calls `callback(name, gradient)` at every layer, from output to input.
 
-    handles = []
-    for name in counts:
+    gradient: of the layer's whole weight, inactive places too, in the dense shape; a new tensor that the callback may
+    change or keep. It is made while the backward pass stands at that layer, so that no more than one exists at a time
+    unless the callback keeps them. A layer that is used twice in a pass is visited twice.
+    """
+
+    def hand_over(name: str, layer: SparseLayer, x: Tensor, g: Tensor) -> None:
+        if x.dim() == 2:
+            callback(name, g.T @ x)
+        else:
+            callback(name, conv2d_weight(x, layer.weight_shape, g, **layer.geometry()))
+
+    with _at_each_layer(layers, layers, hand_over):
+        yield
+
+
+_Visit = Callable[[str, SparseLayer, Tensor, Tensor], None]
+
+
+@contextmanager
+def _at_each_layer(layers: Mapping[str, nn.Module], names: Iterable[str], visit: _Visit) -> Iterator[None]:
+    """Call `visit(name, layer, input, gradient of the output)` in backward passes, linear ones as [B, C] and [B, N]."""
+
+    def remember(name: str, layer: SparseLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach()
+
+        def arrived(gradient: Tensor) -> None:
+            g, a = gradient.detach(), x
+            if a.dim() != 4:
+                g, a = g.reshape(-1, g.shape[-1]), a.reshape(-1, a.shape[-1])
+            with torch.no_grad():
+                visit(name, layer, a, g)
+
+        if output.requires_grad:
+            output.register_hook(arrived)
+
+    watched: dict[str, SparseLayer] = {}
+    for name in names:
         layer = layers.get(name)
         if not isinstance(layer, SparseLayer):
             raise ValueError(f"growth is collected at sparse layers, and {name!r} is none")
-        handles.append(watch(name, layer))
+        watched[name] = layer
+    handles = [layer.register_forward_hook(partial(remember, name)) for name, layer in watched.items()]
     try:
-        yield found
+        yield
     finally:
         for handle in handles:
             handle.remove()

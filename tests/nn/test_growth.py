@@ -1,9 +1,12 @@
+import copy
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fedsparse.nn import collect_growth, sparse_layers, sparsify
+from fedsparse.nn import collect_growth, prunable, sparse_layers, sparsify, visit_gradients
 
 
 def test_the_largest_inactive_gradients_are_those_of_the_masked_dense_model() -> None:
@@ -39,3 +42,61 @@ def test_hooks_are_gone_afterwards_and_dense_layers_refused() -> None:
     assert found == {}
     with pytest.raises(ValueError, match="'1' is none"), collect_growth(sparse_layers(model), {"1": 1}):
         pass
+
+
+class Tokens(nn.Module):
+    """Mean over a sequence, so that a linear layer sees [B, T, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 6)
+        self.outer = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(x).relu().mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)), (2, 5, 6)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, (1, 3), 1, 0, (1, 2)), nn.Flatten(), nn.Linear(40, 2)), (2, 5, 6)),
+        (Tokens, (3, 8)),
+    ],
+    ids=["stride and padding", "dilation", "sequence"],
+)
+def test_visited_gradients_are_those_of_the_masked_dense_model_one_layer_at_a_time(make, shape) -> None:
+    torch.manual_seed(0)
+    model = make()
+    twin = copy.deepcopy(model)
+    sparsify(model, {name: 0.4 for name in prunable(model, last=True)})
+    layers = sparse_layers(model)
+    for name, layer in layers.items():
+        twin.get_submodule(name).weight.data.mul_(layer.topology.mask())
+    x, y = torch.randn(5, *shape), torch.randint(0, 2, (5,))
+    seen: list[tuple[str, torch.Tensor]] = []
+    with visit_gradients(layers, lambda name, gradient: seen.append((name, gradient))):
+        with torch.no_grad():
+            model(x)
+        functional.cross_entropy(model(x), y).backward()
+    functional.cross_entropy(twin(x), y).backward()
+    assert [name for name, _ in seen] == list(layers)[::-1]
+    for name, gradient in seen:
+        assert torch.allclose(gradient, twin.get_submodule(name).weight.grad, atol=1e-6)
+    functional.cross_entropy(model(x), y).backward()
+    assert len(seen) == len(layers), "the hooks are gone"
+
+
+def test_visiting_keeps_no_gradient_alive() -> None:
+    """When a layer is visited, the gradients handed over before it are garbage unless the callback kept them."""
+    model = sparsify(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), 0.5)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    counts = []
+
+    def callback(_: str, gradient: torch.Tensor) -> None:
+        counts.append(sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(gradient))
+
+    with visit_gradients(sparse_layers(model), callback):
+        model(torch.randn(3, 8)).sum().backward()
+    assert counts == [0, 0, 0]
