@@ -21,6 +21,7 @@ from .training import (
     LAYOUTS,
     STEP_LIMITS,
     TrainingStep,
+    at_least_float32,
     batch_of,
     captured,
     mean_loss,
@@ -75,6 +76,7 @@ def _merged(module: nn.Module, same: Sequence[nn.Module]) -> nn.Module | None:
         merged = nn.BatchNorm2d(module.num_features * count)
     else:
         return None
+    merged = merged.to(next(module.parameters()).dtype)
     with torch.no_grad():
         for name, parameter in merged.named_parameters():
             parameter.copy_(torch.cat([other.get_parameter(name) for other in same]))
@@ -83,7 +85,7 @@ def _merged(module: nn.Module, same: Sequence[nn.Module]) -> nn.Module | None:
 
 def summed_loss(logits: Tensor, labels: Tensor, clients: int) -> Tensor:
     """Sum of the clients' mean losses: logits [B, K * classes], labels [B, K]."""
-    each = logits.float().unflatten(1, (clients, -1)).transpose(1, 2)
+    each = at_least_float32(logits).unflatten(1, (clients, -1)).transpose(1, 2)
     return F.cross_entropy(each, labels, reduction="sum") / labels.shape[0]
 
 
@@ -113,6 +115,7 @@ def client_steps(bench: Bench, clients: int, precision: str, how: str, layout: s
     """Milliseconds for one step of every client; rate in client steps per second."""
     if "graph" in how:
         bench.need_cuda("a CUDA graph")
+    clients = bench.size(clients, min(clients, 3))
     make = _together if "together" in how else _in_turn
     steps, error = make(bench, clients, precision, layout)
     bench.clear()

@@ -59,9 +59,14 @@ def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     return model
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half types widened: losses are summed in float32 or float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in float32 at least."""
-    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, labels)
+    """Mean cross entropy."""
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
 @dataclass
