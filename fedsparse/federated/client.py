@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +56,9 @@ class Training:
 class Client:
     """A client while it works: model (the worker's, loaded with the server's weights), data and settings.
 
-    received: sections of the server's message beside weights and mask. loss: mean training loss of the last epoch.
+    received: sections of the server's message. loss: mean training loss of the last epoch. batch: the minibatch (x, y)
+    trained on last. memory: tensors that the method keeps until the report. contexts: what the method enters in `begin`
+    is left when local training ends, however it ends.
     """
 
     id: int
@@ -69,6 +72,9 @@ class Client:
     received: Mapping[str, Section] = field(default_factory=dict)
     optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")
+    batch: tuple[Tensor, Tensor] | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    contexts: ExitStack = field(default_factory=ExitStack, init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +99,8 @@ class Client:
     def batches(self, purpose: str, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
 
-        Yields what `data.batch` gives: (x float32 [b, c, h, w], y int64 [b]), or two of int64 [b, context]. A last batch of a single sample is left out where there is
-        another, because batch norm cannot train on it.
+        Yields what `data.batch` gives: (x float32 [b, c, h, w], y int64 [b]), or two of int64 [b, context]. A last
+        batch of a single sample is left out where there is another, because batch norm cannot train on it.
         """
         order = numpy_generator(self.seed, purpose, self.round, self.id).permutation(self.index)
         noise = torch_generator(self.seed, f"{purpose}/augment", self.round, self.id) if augment else None
@@ -122,16 +128,18 @@ class Client:
 def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.model.train()
-    method.begin(client)
-    for epoch in range(client.training.epochs):
-        losses, seen = 0.0, 0
-        for x, y in client.batches(f"epoch {epoch}", client.training.augment):
-            client.optimizer.zero_grad(set_to_none=True)
-            loss = method.loss(client, client.model(x), y)
-            loss.backward()
-            client.pull_to_anchor()
-            method.step(client)
-            losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
-        client.loss = losses / seen
-        method.epoch_end(client, epoch)
+    with client.contexts:
+        method.begin(client)
+        for epoch in range(client.training.epochs):
+            losses, seen = 0.0, 0
+            for x, y in client.batches(f"epoch {epoch}", client.training.augment):
+                client.batch = x, y
+                client.optimizer.zero_grad(set_to_none=True)
+                loss = method.loss(client, client.model(x), y)
+                loss.backward()
+                client.pull_to_anchor()
+                method.step(client)
+                losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
+            client.loss = losses / seen
+            method.epoch_end(client, epoch)
     client.optimizer.zero_grad(set_to_none=True)

@@ -99,7 +99,14 @@ class Loop:
         self.text = target.dim() > 1
         samples = [len(part) for part in experiment.parts]
         self.server = Server(
-            model, experiment.seed, names, method.granularity, shape, samples, input_dtype=sample.dtype
+            model,
+            experiment.seed,
+            names,
+            method.granularity,
+            shape,
+            samples,
+            input_dtype=sample.dtype,
+            training=experiment.training,
         )
         self.worker = Worker(
             copy.deepcopy(model),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsparse.data import Samples
 from fedsparse.federated import exchange
+from fedsparse.federated.client import Training
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.topology import Topology
@@ -24,8 +25,9 @@ class Server:
     """What a checkpoint of a run must hold, beside the config.
 
     model: the global model. names, granularity: the layers that masks are made for, and V. input_shape, input_dtype:
-    of one sample (int64 for text). samples: n_k of every client. state: the method's named tensors. mask_version: number of masks so far (0: dense). known: which mask version each client has. changed: newly
-    active over active weights at the last mask change.
+    of one sample (int64 for text). samples: n_k of every client. state: the method's named tensors. mask_version:
+    number of masks so far (0: dense). known: which mask version each client has. changed: newly active over active
+    weights at the last mask change. training: how the clients train.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Server:
     known: dict[int, int] = field(default_factory=dict)
     changed: float = 0.0
     input_dtype: torch.dtype = torch.float32
+    training: Training = field(default_factory=Training)
 
     @property
     def layers(self) -> dict[str, SparseLayer]:

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -63,3 +65,32 @@ def test_a_mask_change_in_mid_round_moves_state_and_anchor(optimizer: str) -> No
     assert anchor.shape == (5,)
     assert sorted(anchor[anchor != 0].tolist()) == sorted(before[:4].tolist())
     train(client, Method())
+
+
+def test_what_a_method_enters_is_left_when_training_ends_or_fails() -> None:
+    states: list[str] = []
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        states.append("entered")
+        try:
+            yield
+        finally:
+            states.append("left")
+
+    class Watching(Method):
+        def begin(self, client: Client) -> None:
+            client.contexts.enter_context(watch())
+
+        def step(self, client: Client) -> None:
+            if client.id == 1:
+                raise RuntimeError("no step")
+            super().step(client)
+
+    train(toy(Training()), Watching())
+    assert states == ["entered", "left"]
+    failing = toy(Training())
+    failing.id = 1
+    with pytest.raises(RuntimeError, match="no step"):
+        train(failing, Watching())
+    assert states == ["entered", "left"] * 2
