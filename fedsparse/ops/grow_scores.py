@@ -25,6 +25,7 @@ def grow_scores(
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
+    direction: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Inactive weights with the largest |gradient|: (indices int64 [a], gradients float32 [a]).
 
@@ -34,12 +35,18 @@ def grow_scores(
         topology: of the layer's weight. With granularity V > 1, groups of V rows are scored by the sum of |gradient|
             and the result is (group indices int64 [a], gradients float32 [a, V]), where a group's index is
             (n // V) * row length + column.
-        count: how many to find; a is smaller only where fewer are inactive.
+        count: how many to find; a is smaller only where there are fewer candidates.
         stride: of the convolution, as padding and dilation.
+        direction: signs -1, 0, 1 of the weight's shape, or None. With it a group is a candidate only where a step down
+            the gradient agrees: the sum over the group of sign(-gradient) * direction is above 0.
 
     Indices are sorted; ties go to the lower index. ValueError where shapes disagree, or a gradient is NaN.
     """
     _check(x, gy, topology, count)
+    if direction is not None and tuple(direction.shape) != tuple(topology.shape):
+        raise ValueError(
+            f"grow_scores: direction must have shape {tuple(topology.shape)}, not {tuple(direction.shape)}."
+        )
     geometry = [pair("grow_scores", n, s, m) for n, s, m in (("stride", stride, 1), ("padding", padding, 0))]
     geometry.append(pair("grow_scores", "dilation", dilation, 1))
     V, width = topology.granularity, math.prod(topology.shape[1:])
@@ -50,6 +57,9 @@ def grow_scores(
         gradient = _rows_of_gradient(x, gy[:, start:stop], topology, geometry).reshape(-1, V, width)
         score = gradient.abs().sum(1)
         score[_active(topology, start, stop)] = -1
+        if direction is not None:
+            signs = direction[start:stop].reshape(gradient.shape)
+            score[(gradient.sign() * signs).sum(1) >= 0] = -1
         best.offer(score.reshape(-1), gradient.transpose(1, 2).reshape(-1, V), start // V * width)
     return best.indices, best.gradients if V > 1 else best.gradients.reshape(-1)
 

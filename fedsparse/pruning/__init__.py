@@ -8,9 +8,13 @@ from fedsparse.pruning.select import (
     from_groups,
     group_sums,
     highest,
+    keep_largest,
     lowest,
+    lowest_preferring,
     prune_and_grow,
     top_mask,
+    with_groups,
+    without_groups,
 )
 
 __all__ = [
@@ -23,10 +27,14 @@ __all__ = [
     "from_groups",
     "group_sums",
     "highest",
+    "keep_largest",
     "layer_counts",
     "lowest",
+    "lowest_preferring",
     "masks_from_scores",
     "prune_and_grow",
     "top_mask",
     "top_masks",
+    "with_groups",
+    "without_groups",
 ]

@@ -20,6 +20,19 @@ def highest(scores: Tensor, count: int) -> Tensor:
     return torch.sort(torch.sort(scores, descending=True, stable=True).indices[:count]).values
 
 
+def lowest_preferring(scores: Tensor, preferred: Tensor, share: int, count: int) -> Tensor:
+    """Positions of `count` scores [n]: up to `share` lowest of `preferred` (bool [n]), then the lowest of all others.
+
+    Sorted int64; of equal scores the lower position comes first.
+    """
+    candidates = preferred.nonzero().flatten()
+    first = candidates[lowest(scores[candidates], min(share, count))]
+    left = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    left[first] = False
+    others = left.nonzero().flatten()
+    return torch.sort(torch.cat([first, others[lowest(scores[others], count - len(first))]])).values
+
+
 def top_mask(scores: Tensor, count: int, granularity: int = 1) -> Tensor:
     """Bool mask of the scores' shape (N, ...) with exactly `count` weights: the highest scores, summed over groups."""
     if scores.isnan().any():
@@ -63,6 +76,28 @@ def from_groups(groups: Tensor, shape: tuple[int, ...], granularity: int = 1) ->
     offsets = torch.arange(granularity, device=groups.device) * row_length
     flat = (groups // row_length * granularity * row_length + groups % row_length)[:, None] + offsets
     return Topology.from_flat(torch.sort(flat.flatten()).values, shape, granularity)
+
+
+def without_groups(topology: Topology, positions: Tensor) -> Topology:
+    """Drop the active groups at `positions` in `active_groups`."""
+    keep = torch.ones(topology.nnz // topology.granularity, dtype=torch.bool, device=topology.device)
+    keep[positions] = False
+    return from_groups(active_groups(topology)[keep], topology.shape, topology.granularity)
+
+
+def with_groups(topology: Topology, groups: Tensor) -> Topology:
+    """Add inactive groups."""
+    joined = torch.cat([active_groups(topology), groups.to(topology.device)])
+    return from_groups(joined, topology.shape, topology.granularity)
+
+
+def keep_largest(topology: Topology, values: Tensor, count: int) -> Topology:
+    """Keep the `count` active groups of highest summed |w|; values: [nnz]. ValueError where fewer are active."""
+    active = active_groups(topology)
+    if len(active) < count:
+        raise ValueError(f"{count} groups are to be kept, but only {len(active)} are active")
+    kept = active[highest(group_sums(topology, values.abs()), count)]
+    return from_groups(kept, topology.shape, topology.granularity)
 
 
 def prune_and_grow(topology: Topology, values: Tensor, grown: Tensor) -> Topology:

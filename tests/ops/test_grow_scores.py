@@ -65,6 +65,30 @@ def test_groups_of_rows(V: int, tile: int) -> None:
     torch.testing.assert_close(gradients, their)
 
 
+def test_only_what_a_step_would_move_along_the_direction(tile: int) -> None:
+    """One sample x = (1, 2, 3, 4), gy = (1, -1): gradients 1 2 3 4 | -1 -2 -3 -4, so a step goes down | up.
+
+    Direction down where odd in row 0 and up where even in row 1, 0 elsewhere; weight 3 is active: left are 1 | 4, 6.
+    """
+    topology = Topology.from_flat(torch.tensor([3]), (2, 4))
+    x, gy = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, -1.0]])
+    direction = torch.tensor([[1, -1, 0, -1], [1, -1, 1, 0]], dtype=torch.int8)
+    indices, gradients = ops.grow_scores(x, gy, topology, 5, direction=direction)
+    assert indices.tolist() == [1, 4, 6]
+    assert gradients.tolist() == [2.0, -1.0, -3.0]
+    assert ops.grow_scores(x, gy, topology, 1, direction=direction)[0].tolist() == [6]
+
+
+def test_a_group_agrees_by_majority(tile: int) -> None:
+    """V = 2, gradients 1 2 3 | -1 -2 -3, steps down | up: column 0 agrees twice, 1 once of once, 2 once against once."""
+    topology = Topology.from_flat(torch.empty(0, dtype=torch.int64), (2, 3), 2)
+    direction = torch.tensor([[-1, 0, 1], [1, 1, 1]], dtype=torch.int8)
+    x, gy = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, -1.0]])
+    indices, gradients = ops.grow_scores(x, gy, topology, 3, direction=direction)
+    assert indices.tolist() == [0, 1]
+    assert gradients.tolist() == [[1.0, -1.0], [2.0, -2.0]]
+
+
 def test_ties_go_to_the_lower_index(tile: int) -> None:
     """x and gy of ones give every weight the same gradient, the batch size 2."""
     topology = Topology.from_flat(torch.tensor([0, 3]), (4, 5))
@@ -94,6 +118,7 @@ GY = torch.ones(3, 7)
         (lambda: ops.grow_scores(X[:, 1:], GY, T, 1), "x must have 11 channels"),
         (lambda: ops.grow_scores(X, GY[:, 1:], T, 1), "gy must have 7 channels"),
         (lambda: ops.grow_scores(X, GY[1:], T, 1), "x has batch 3, gy has 2"),
+        (lambda: ops.grow_scores(X, GY, T, 1, direction=torch.zeros(7)), "direction must have shape"),
         (lambda: ops.grow_scores(X, GY, T, -1), "count must be at least 0"),
         (lambda: ops.grow_scores(X * float("nan"), GY, T, 1), "gradient is NaN"),
         (lambda: ops.grow_scores(X, GY.double(), T, 1), "gy must have the floating dtype"),

@@ -6,10 +6,14 @@ from fedsparse.pruning import (
     from_groups,
     group_sums,
     highest,
+    keep_largest,
     lowest,
+    lowest_preferring,
     masks_from_scores,
     prune_and_grow,
     top_mask,
+    with_groups,
+    without_groups,
 )
 from fedsparse.topology import Topology
 
@@ -55,6 +59,39 @@ def test_groups_of_two_rows_by_hand() -> None:
     grown = prune_and_grow(topology, values, torch.tensor([5]))
     assert grown.flat().tolist() == [1, 4, 8, 11]
     assert grown.granularity == 2
+
+
+def test_the_preferred_come_first_and_the_rest_from_all() -> None:
+    """Scores 5 1 2 2 9 0, preferred 0 2 3 4.
+
+    share 2 of 3: 2 and 3 (score 2 each), then the lowest of the others, 5 (score 0). share 1 of 2: of the equal scores
+    of 2 and 3 the lower position 2, then 5. share 0: 1 and 5. share 4 of 5: 0, 2, 3, 4, then 5. No preferred: 1 and 5.
+    """
+    scores = torch.tensor([5.0, 1.0, 2.0, 2.0, 9.0, 0.0])
+    preferred = torch.tensor([True, False, True, True, True, False])
+    assert lowest_preferring(scores, preferred, 2, 3).tolist() == [2, 3, 5]
+    assert lowest_preferring(scores, preferred, 1, 2).tolist() == [2, 5]
+    assert lowest_preferring(scores, preferred, 0, 2).tolist() == [1, 5]
+    assert lowest_preferring(scores, preferred, 4, 5).tolist() == [0, 2, 3, 4, 5]
+    assert lowest_preferring(scores, torch.zeros(6, dtype=torch.bool), 2, 2).tolist() == [1, 5]
+    assert lowest_preferring(scores, preferred, 2, 0).tolist() == []
+
+
+@pytest.mark.parametrize("V", [1, 2])
+def test_groups_are_dropped_added_and_kept_by_size(V: int) -> None:
+    """Groups 1, 3, 4 of a (2 V, 3) weight with summed |w| 2 V, 5 V, 2 V: of the equal ones group 1 stays."""
+    topology = from_groups(torch.tensor([1, 3, 4]), (2 * V, 3), V)
+    sizes = {1: -2.0, 3: 5.0, 4: 2.0}
+    dense = torch.zeros(2, 3)
+    for group, size in sizes.items():
+        dense[group // 3, group % 3] = size
+    values = topology.pack(dense.repeat_interleave(V, 0))
+    assert active_groups(without_groups(topology, torch.tensor([0, 2]))).tolist() == [3]
+    assert active_groups(with_groups(topology, torch.tensor([5, 0]))).tolist() == [0, 1, 3, 4, 5]
+    assert active_groups(keep_largest(topology, values, 2)).tolist() == [1, 3]
+    assert keep_largest(topology, values, 2).granularity == V
+    with pytest.raises(ValueError, match="only 3 are active"):
+        keep_largest(topology, values, 4)
 
 
 def test_top_mask_of_groups_is_exact_and_whole() -> None:
