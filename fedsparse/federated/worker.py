@@ -18,12 +18,17 @@ from fedsparse.federated import exchange
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
+from fedsparse.nn import sparse_layers
+from fedsparse.topology import Topology
 from fedsparse.wire import Message, Values, decode, encode
 
 
 @dataclass
 class Worker:
-    """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client."""
+    """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client.
+
+    common: the masks that every client of the round starts from.
+    """
 
     model: nn.Module
     method: Method
@@ -34,12 +39,14 @@ class Worker:
     seed: int
     wire: Literal["fp32", "fp16"] = "fp32"
     weights: Message | None = None
+    common: dict[str, Topology] = field(default_factory=dict)
     seconds: float = 0.0
     peak: Peak = field(default_factory=Peak)
 
     def receive_mask(self, data: bytes) -> None:
         """Take the masks of a `mask` message."""
         exchange.load(self.model, decode(data).sections, self.names, self.method.granularity)
+        self.common = {name: layer.topology for name, layer in sparse_layers(self.model).items()}
 
     def receive_weights(self, data: bytes) -> None:
         """Keep a `weights` message; every client of the round starts from it."""
@@ -69,5 +76,12 @@ class Worker:
         received: Sections = {}
         if self.weights is not None:
             round, received = self.weights.round, self.weights.sections
+            self._return_to_common_mask()
             exchange.load(self.model, received)
         return Client(id, round, self.seed, self.model, self.data, self.parts[id], self.training, self.wire, received)
+
+    def _return_to_common_mask(self) -> None:
+        for name, layer in sparse_layers(self.model).items():
+            # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
+            if name in self.common and layer.cols is not self.common[name].cols:
+                layer.set_topology(self.common[name])

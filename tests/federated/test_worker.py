@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsparse.data import Dataset
+from fedsparse.federated import Client, Method, Training, exchange
+from fedsparse.federated.worker import Worker
+from fedsparse.nn import prunable, sparse_layers, sparsify
+from fedsparse.pruning import active_groups, from_groups
+from fedsparse.wire import Bitmap, Values, encode
+
+
+class Wandering(Method):
+    """Every client moves each layer's last active weight to its first inactive place."""
+
+    def epoch_end(self, client: Client, epoch: int) -> None:
+        for layer in sparse_layers(client.model).values():
+            inactive = (~layer.topology.mask().flatten()).nonzero().flatten()[:1]
+            groups = torch.cat([active_groups(layer.topology)[:-1], inactive])
+            client.change_mask(layer, from_groups(groups, layer.weight_shape))
+
+
+def worker(method: Method) -> Worker:
+    torch.manual_seed(0)
+    data = Dataset("toy", torch.randn(12, 1, 2, 2), torch.arange(12) % 2, 2, (0.0,), (1.0,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
+    names = list(prunable(model))
+    twin = sparsify(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2)), 0.5)
+    new = Worker(model, method, names, data, [np.arange(4), np.arange(4, 12)], Training(batch_size=4), 0)
+    new.receive_mask(encode("mask", 1, -1, {"mask": Bitmap(exchange.mask(twin))}))
+    weights = {"parameters": Values(exchange.parameters(twin)), "buffers": Values(exchange.buffers(twin))}
+    new.receive_weights(encode("weights", 1, -1, weights))
+    return new
+
+
+@pytest.mark.parametrize("method", [Method(), Wandering()])
+def test_a_clients_mask_is_its_own(method: Method) -> None:
+    """Client 1 sends the same bytes whether or not client 0 ran before it on the same model."""
+    alone, both = worker(method), worker(method)
+    expected = alone.train(1)
+    common = both.common["1"].flat().clone()
+    both.train(0)
+    changed = sparse_layers(both.model)["1"].topology.flat()
+    assert torch.equal(changed, common) == (not isinstance(method, Wandering))
+    assert both.train(1) == expected
