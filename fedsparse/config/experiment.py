@@ -16,11 +16,11 @@ from torch import nn
 from fedsparse import data, models
 from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
-from fedsparse.data import DataError, Dataset
+from fedsparse.data import DataError, Dataset, Samples, Text
 from fedsparse.federated import Experiment, Training
 from fedsparse.federated.seeds import derive, numpy_generator
 
-Splits = tuple[Dataset, Dataset]
+Splits = tuple[Samples, Samples]
 
 
 def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
@@ -49,16 +49,38 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
 
 
 def check_names(config: Config) -> None:
-    """Refuse a model or a data set that does not exist, and more clients a round than there are."""
+    """Refuse a model or a data set that does not exist or do not match, and more clients a round than there are."""
     if config.model.name not in models.names():
         raise unknown("model.name", config.model.name, "model", models.names())
-    known = config.data.name.startswith("imagefolder:") or config.data.name in data.names()
-    if not known:
+    if not data.known(config.data.name):
         raise unknown("data.name", config.data.name, "data set", data.names())
+    check_kind_of_data(config)
     if config.train.clients_per_round > config.partition.clients:
         raise ConfigError(
             f"train.clients_per_round is {config.train.clients_per_round} "
             f"but must be at most partition.clients, which is {config.partition.clients}"
+        )
+
+
+def check_kind_of_data(config: Config) -> None:
+    """Refuse a model of images for text and the reverse, and settings of the one for the other."""
+    text = data.is_text(config.data.name)
+    kind = "text" if text else "images"
+    if config.model.name not in models.names(text=text):
+        raise ConfigError(
+            f"model.name is {config.model.name!r} but data.name is {config.data.name!r}; "
+            f"models of {kind}: {', '.join(models.names(text=text))}"
+        )
+    idle = ("image_size", "augment", "download") if text else ("context", "vocab")
+    for field in idle:
+        if getattr(config.data, field):
+            raise ConfigError(
+                f"data.{field} is set but data.name is {config.data.name!r}, which is {kind}; leave it out"
+            )
+    if text and getattr(config.method, "initial", None) == "synflow":
+        raise ConfigError(
+            "method.initial is 'synflow' but data.name is text, and its all-ones input has no tokens; "
+            "choose another initial mask"
         )
 
 
@@ -68,6 +90,8 @@ def load_data(config: Config) -> Splits:
     if table.dir is not None and not table.download and not table.dir.is_dir():
         raise ConfigError(f"data.dir is {str(table.dir)!r} but must be a folder that exists")
     try:
+        if data.is_text(table.name):
+            return data.load_text(table.name, table.dir, table.context, table.vocab, table.train_limit)
         return data.load(
             table.name, table.dir, table.download, image_size=table.image_size, train_limit=table.train_limit
         )
@@ -75,12 +99,12 @@ def load_data(config: Config) -> Splits:
         raise ConfigError(f"data.name is {table.name!r}, and it cannot be used: {error}") from None
 
 
-def check_sizes(config: Config, train: Dataset) -> None:
+def check_sizes(config: Config, train: Samples) -> None:
     """Refuse a batch that is larger than the whole training set, and more classes a client than there are."""
     if config.train.batch_size > len(train):
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size} "
-            f"but must be at most the number of training images, which is {len(train)}"
+            f"but must be at most the number of training samples, which is {len(train)}"
         )
     width = config.partition.classes_per_client
     if config.partition.kind == "shards" and width > train.classes:
@@ -90,7 +114,7 @@ def check_sizes(config: Config, train: Dataset) -> None:
         )
 
 
-def split(config: Config, train: Dataset) -> list[np.ndarray]:
+def split(config: Config, train: Samples) -> list[np.ndarray]:
     """Return the sample indices of each client, drawn from the seed of the run."""
     table = config.partition
     try:
@@ -102,36 +126,38 @@ def split(config: Config, train: Dataset) -> list[np.ndarray]:
             alpha=table.alpha,
             classes_per_client=table.classes_per_client,
             min_samples=table.min_samples,
+            contiguous=table.contiguous,
+            natural=None if train.clients is None else train.clients.numpy(),
         )
     except ValueError as error:
-        raise ConfigError(f"partition.clients is {table.clients}, and that split is impossible: {error}") from None
+        raise ConfigError(
+            f"partition.clients is {table.clients} and partition.kind {table.kind!r}, "
+            f"and that split is impossible: {error}"
+        ) from None
 
 
-def build(config: Config, train: Dataset) -> nn.Module:
+def build(config: Config, train: Samples) -> nn.Module:
     """Return the freshly initialised dense model, the same for every method of the same seed."""
-    width: dict[str, Any] = {} if config.model.width is None else {"width": config.model.width}
+    sizes: dict[str, Any] = {} if config.model.width is None else {"width": config.model.width}
+    if isinstance(train, Dataset):
+        sizes |= {"channels": train.channels, "image_size": train.image_size}
+    elif isinstance(train, Text):
+        sizes["context"] = train.context
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "model"))
         try:
-            return models.build(
-                config.model.name,
-                train.classes,
-                channels=train.channels,
-                image_size=train.image_size,
-                norm=config.model.norm,
-                **width,
-            )
+            return models.build(config.model.name, train.classes, norm=config.model.norm, **sizes)
         except ValueError as error:
+            given = "".join(f"data.image_size is {sizes[key]} and " for key in sizes if key == "image_size")
             raise ConfigError(
-                f"data.image_size is {train.image_size} and model.width {config.model.width or 'the default'}, "
-                f"and the model cannot be built: {error}"
+                f"{given}model.width is {config.model.width or 'the default'}, and the model cannot be built: {error}"
             ) from None
 
 
-def check_smallest_batch(config: Config, model: nn.Module, train: Dataset, parts: list[np.ndarray]) -> None:
+def check_smallest_batch(config: Config, model: nn.Module, train: Samples, parts: list[np.ndarray]) -> None:
     """Refuse batches of one image where the model's batch norm cannot train on one."""
     smallest = min(len(part) for part in parts)
-    if min(config.train.batch_size, smallest) > 1:
+    if min(config.train.batch_size, smallest) > 1 or not isinstance(train, Dataset):
         return
     trial = config.method.prepare(copy.deepcopy(model)).train()
     try:

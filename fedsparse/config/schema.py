@@ -22,10 +22,12 @@ class Table(BaseModel):
 
 
 class Data(Table):
-    """`[data]`: which images, where they are, how many of them.
+    """`[data]`: which images or which text, where they are, how many of them.
 
     `dir` is the folder of the data set's files (default: FEDSPARSE_DATA or the embedded data), `image_size` the side in
-    pixels to which images are scaled (default: their own), `train_limit` a cap on the training images.
+    pixels to which images are scaled (default: their own), `train_limit` a cap on the training samples. For text,
+    `context` is the number of tokens of a sample (default: 64) and `vocab` the size of a byte-pair vocabulary (default:
+    one token a character).
     """
 
     name: str = "digits"
@@ -34,20 +36,24 @@ class Data(Table):
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     train_limit: Count | None = None
     augment: bool = False
+    context: Annotated[int, Field(ge=1, le=65536)] | None = None
+    vocab: Annotated[int, Field(ge=257, le=1_000_000)] | None = None
 
 
 class Partition(Table):
-    """`[partition]`: how the training images are split over the clients.
+    """`[partition]`: how the training samples are split over the clients.
 
-    `alpha` is the concentration of the Dirichlet split, `classes_per_client` the width of a shard split, `min_samples`
-    the least number of images that a client holds.
+    `alpha` is the concentration of the Dirichlet split by class and of the split by quantity, `classes_per_client` the
+    width of a shard split, `min_samples` the least number of samples that a client holds, `contiguous` whether a split
+    by quantity keeps the samples' order.
     """
 
-    kind: Literal["iid", "dirichlet", "shards"] = "dirichlet"
+    kind: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "dirichlet"
     clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     alpha: Positive = 0.5
     classes_per_client: Annotated[int, Field(ge=1, le=100_000)] = 2
     min_samples: Count = 1
+    contiguous: bool = False
 
 
 class Model(Table):

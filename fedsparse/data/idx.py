@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .dataset import DataError
+from .samples import DataError
 from .source import Source, Split, first_with
 
 CLASSES = 10

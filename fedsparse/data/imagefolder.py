@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .cache import cached
-from .dataset import DataError
+from .samples import DataError
 from .source import Split, listing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
@@ -67,12 +67,18 @@ def list_split(folder: Path, classes: Sequence[str], each: int | None = None) ->
         members = folder / name
         if not members.is_dir():
             continue
-        images = sorted(name for name in os.listdir(members) if name.lower().endswith(SUFFIXES))[:each]
-        if not images:
-            raise DataError(f"{members} holds no image file ({' '.join(SUFFIXES)})")
-        files += [members / image for image in images]
+        images = image_files(members)[:each]
+        files += images
         labels += [label] * len(images)
     return Listed(tuple(files), tuple(labels))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name, at least one."""
+    images = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
+    if not images:
+        raise DataError(f"{folder} holds no image file ({' '.join(SUFFIXES)})")
+    return [folder / image for image in images]
 
 
 def _open(path: Path) -> Image.Image:
@@ -130,12 +136,19 @@ def read_imagefolder(
     if unknown:
         raise DataError(f"{test_folder} holds the class {unknown[0]!r}, which {train_folder} lacks")
     each = None if train_limit is None else ceil(train_limit / len(classes))
-    listed = list_split(train_folder, classes, each), list_split(test_folder, classes)
-    first = _open(listed[0].files[0])
+    train, test = read_listed(
+        list_split(train_folder, classes, each), list_split(test_folder, classes), image_size, channels
+    )
+    return train, test, len(classes)
+
+
+def read_listed(train: Listed, test: Listed, image_size: int | None, channels: int | None) -> tuple[Split, Split]:
+    """The images of two lists of files; size and channels, where not given, are those of the first train image."""
+    first = _open(train.files[0])
     size = image_size or first.height
     depth = channels or (1 if first.mode in GREY_MODES else 3)
-    train, test = (_read(split, size, depth, resize=image_size is not None) for split in listed)
-    return train, test, len(classes)
+    resize = image_size is not None
+    return _read(train, size, depth, resize), _read(test, size, depth, resize)
 
 
 def _read(listed: Listed, size: int, channels: int, resize: bool) -> Split:

@@ -12,7 +12,7 @@ from math import isfinite
 
 import numpy as np
 
-KINDS = ("iid", "dirichlet", "shards")
+KINDS = ("iid", "dirichlet", "shards", "quantity", "natural")
 MAX_DRAWS = 10
 
 
@@ -24,6 +24,8 @@ def partition(
     alpha: float = 0.5,
     classes_per_client: int = 2,
     min_samples: int = 1,
+    contiguous: bool = False,
+    natural: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Sample indices of each client.
 
@@ -32,13 +34,17 @@ def partition(
             from Dirichlet(alpha) over the clients (Yurochkin et al., ICML 2019). "shards": samples sorted by
             label are cut into clients * classes_per_client equal shards, each client gets classes_per_client
             of them at random (McMahan et al., AISTATS 2017); a shard across a border between labels gives
-            its client one label more.
+            its client one label more. "quantity": whatever the labels, each client gets min_samples and its share of
+            the rest, drawn from Dirichlet(alpha). "natural": each natural client whole; where there are more of them
+            than clients, they are dealt at random, as many to each client.
         labels: int [n].
         clients: how many parts.
         rng: source of all draws.
-        alpha: concentration for "dirichlet"; the smaller the more skewed.
+        alpha: concentration for "dirichlet" and "quantity"; the smaller the more skewed.
         classes_per_client: shards a client for "shards".
         min_samples: the fewest samples that a client may get.
+        contiguous: for "quantity", cut the samples in their order instead of a random one.
+        natural: for "natural", the natural client of each sample, int [n], numbered from 0.
 
     Returns:
         `clients` arrays, int64, sorted, disjoint, together 0..n-1.
@@ -48,10 +54,16 @@ def partition(
     """
     labels = np.asarray(labels)
     _check(kind, labels, clients, alpha, classes_per_client, min_samples)
+    if contiguous and kind != "quantity":
+        raise ValueError(f"contiguous is for partition kind 'quantity', not {kind!r}")
+    if kind == "natural":
+        return _natural(natural, len(labels), clients, rng, min_samples)
     if kind == "iid":
         owner = _deal(rng.permutation(len(labels)), rng.permutation(clients))
     elif kind == "dirichlet":
         owner = _dirichlet(labels, clients, rng, alpha, min_samples)
+    elif kind == "quantity":
+        owner = _quantity(len(labels), clients, rng, alpha, min_samples, contiguous)
     else:
         shuffled = rng.permutation(len(labels))
         by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -126,6 +138,40 @@ def _dirichlet(
         if not short:
             break
     return best
+
+
+def _quantity(
+    samples: int, clients: int, rng: np.random.Generator, alpha: float, min_samples: int, contiguous: bool
+) -> np.ndarray:
+    rest = samples - clients * min_samples
+    cuts = np.rint(np.cumsum(_proportions(clients, rng, alpha)) * rest).astype(np.int64)
+    cuts[-1] = rest
+    owner = np.empty(samples, dtype=np.int64)
+    order = np.arange(samples) if contiguous else rng.permutation(samples)
+    owner[order] = np.repeat(np.arange(clients), min_samples + np.diff(cuts, prepend=0))
+    return owner
+
+
+def _natural(
+    natural: np.ndarray | None, samples: int, clients: int, rng: np.random.Generator, min_samples: int
+) -> list[np.ndarray]:
+    if natural is None:
+        raise ValueError("partition kind 'natural' needs a data set that says which client each sample is from")
+    names, groups = np.unique(np.asarray(natural), return_inverse=True)
+    if groups.shape != (samples,):
+        raise ValueError(f"natural must name a client for each of the {samples} samples, not have shape {groups.shape}")
+    if clients > len(names):
+        raise ValueError(f"there are {len(names)} natural clients, so clients must be at most that, not {clients}")
+    # As many natural clients as parts: the order stays that of the data set.
+    order = np.arange(clients) if clients == len(names) else rng.permutation(len(names))
+    parts = _parts(_deal(order, np.arange(clients))[groups], clients)
+    shortest = min(range(clients), key=lambda client: len(parts[client]))
+    if len(parts[shortest]) < min_samples:
+        raise ValueError(
+            f"natural clients stay whole, and client {shortest} has {len(parts[shortest])} samples: "
+            f"min_samples must be at most that, not {min_samples}, or clients fewer"
+        )
+    return parts
 
 
 def _proportions(clients: int, rng: np.random.Generator, alpha: float) -> np.ndarray:

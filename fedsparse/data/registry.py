@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 
-import torch
-
-from . import digits, torchvision_sets
-from .dataset import DataError, Dataset, moments
+from . import digits
+from .cifar import cifar_source
+from .dataset import Dataset, moments
 from .idx import idx_source
 from .imagefolder import find_folder, read_imagefolder
+from .natural import find, read_clientfolder, read_npz
+from .published_folders import FOLDER_SOURCES, FolderSource
 from .resize import recolour, resize
-from .source import Source, Split, listing, search_roots
+from .samples import DataError
+from .source import Source, Split, Splits, first_of_each, listing, search_roots
+from .svhn import svhn_source
+from .text import Text, find_text, read_text
 
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         idx_source("fashion-mnist", "FashionMNIST"),
         idx_source("mnist", "MNIST"),
-        *torchvision_sets.SOURCES,
+        cifar_source("cifar10"),
+        cifar_source("cifar100"),
+        svhn_source(),
     )
 }
-FOLDER_PREFIX = "imagefolder:"
+PATHS = {
+    "clientfolder": "images of natural clients: any folder with train/<client>/<class>/* and test/<client>/<class>/*",
+    "imagefolder": "any folder with train/<class>/* and test/<class>/* (or val/<class>/*)",
+    "npz": "images of natural clients: any .npz file with arrays images, labels and clients",
+    "text": "any UTF-8 text file, or folder of .txt files; each file is a natural client",
+}
 
 
 def names() -> list[str]:
-    """What `load` takes as a name; PATH stands for a folder of the user's."""
-    return ["digits", *sorted(SOURCES), f"{FOLDER_PREFIX}PATH"]
+    """What `load` takes as a name; PATH stands for a file or folder of the user's."""
+    return ["digits", *sorted([*SOURCES, *FOLDER_SOURCES]), *(f"{prefix}:PATH" for prefix in PATHS)]
+
+
+def known(name: str) -> bool:
+    """Whether `load` takes the name; whether the data are there is another matter."""
+    prefix, colon, path = name.partition(":")
+    return bool(path) and prefix in PATHS if colon else name in names()
+
+
+def is_text(name: str) -> bool:
+    """Whether the name means text and not images."""
+    return name.startswith("text:")
 
 
 def load(
@@ -39,32 +62,60 @@ def load(
     channels: int | None = None,
     train_limit: int | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Train and test set by name, both normalised by the moments of the train images that were loaded.
+    """Train and test images by name, both normalised by the moments of the train images that were loaded.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, but no text.
         root: first folder to search; FEDSPARSE_DATA and ./.data follow.
         download: fetch a missing set into the first of these folders.
         image_size: side in pixels to which all images are brought (bilinear); None keeps theirs (digits: 16).
         channels: 1 or 3; None keeps theirs.
         train_limit: keep the first ceil(train_limit / classes) train images of each class, so that classes
-            stay balanced; None keeps all. The test set is always whole.
+            stay balanced, or as many of each natural client; None keeps all. The test set is always whole.
 
     Raises:
         DataError: unknown name, missing or corrupt data, or an argument out of range.
     """
     _check_arguments(image_size, channels, train_limit)
+    if is_text(name):
+        raise DataError(f"data set {name!r} is text and not images: use load_text")
     if name == "digits":
         image_size = image_size or digits.IMAGE_SIZE
-    train, test, classes = _read(name, search_roots(root), download, image_size, channels, train_limit)
+    train, test, classes, clients = _read(name, search_roots(root), download, image_size, channels, train_limit)
     (train_images, train_labels), (test_images, test_labels) = (
         _shaped(split, image_size, channels) for split in (train, test)
     )
     mean, std = moments(train_images)
     return (
-        Dataset(name, train_images, train_labels, classes, mean, std),
+        Dataset(name, train_images, train_labels, classes, mean, std, clients),
         Dataset(name, test_images, test_labels, classes, mean, std),
     )
+
+
+def load_text(
+    name: str,
+    root: Path | None = None,
+    context: int | None = None,
+    vocab: int | None = None,
+    train_limit: int | None = None,
+) -> tuple[Text, Text]:
+    """Train and test text of `text:PATH`; see `fedsparse.data.text` for what a sample is.
+
+    Args:
+        name: `text:` and a path, sought as given, then below `root`, FEDSPARSE_DATA and ./.data.
+        root: first folder to search.
+        context: tokens of a sample; None means 64.
+        vocab: byte-pair encoding of at most so many tokens, at least 257; None makes one token a character.
+        train_limit: keep the first ceil(train_limit / files) train samples of each file.
+
+    Raises:
+        DataError: missing or unreadable text, too little of it, or an argument out of range.
+    """
+    _check_arguments(None, None, train_limit)
+    if not (is_text(name) and known(name)):
+        raise DataError(f"data set {name!r} is not text: give text:PATH")
+    files = find_text(name.partition(":")[2], search_roots(root))
+    return read_text(name, files, context, vocab, train_limit)
 
 
 def _read(
@@ -74,28 +125,36 @@ def _read(
     image_size: int | None,
     channels: int | None,
     limit: int | None,
-) -> tuple[Split, Split, int]:
-    if name.startswith(FOLDER_PREFIX) and name != FOLDER_PREFIX:
-        return read_imagefolder(find_folder(name.removeprefix(FOLDER_PREFIX), roots), image_size, channels, limit)
+) -> Splits:
+    if not known(name):
+        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(names())}{_nearest(name)}")
+    prefix, _, path = name.partition(":")
+    if prefix == "imagefolder":
+        return Splits(*read_imagefolder(find_folder(path, roots), image_size, channels, limit))
+    if prefix == "clientfolder":
+        return read_clientfolder(find(prefix, path, roots), image_size, channels, limit)
+    if prefix == "npz":
+        return read_npz(find(prefix, path, roots), limit)
+    if name in FOLDER_SOURCES:
+        folders = FOLDER_SOURCES[name]
+        return folders.read(_folder(folders, roots, download), image_size, channels, limit)
     if name == "digits":
         (train, test), classes = digits.read_digits(), digits.CLASSES
-    elif name in SOURCES:
+    else:
         source = SOURCES[name]
         (train, test), classes = source.read(_folder(source, roots, download)), source.classes
-    else:
-        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(names())}{_nearest(name)}")
-    return (train if limit is None else _first_of_each_class(train, classes, limit)), test, classes
+    return Splits(train if limit is None else _first_of_each_class(train, classes, limit), test, classes)
 
 
 def available(root: Path | None = None) -> dict[str, str]:
     """For each of `names()` where it was found, or how it can be had."""
     roots = search_roots(root)
     facts = {"digits": "embedded (scikit-learn)"}
-    for name in sorted(SOURCES):
-        folder = SOURCES[name].find(roots)
-        facts[name] = f"found in {folder}" if folder else f"missing: {_how_to_get(SOURCES[name], roots)}"
-    facts[f"{FOLDER_PREFIX}PATH"] = "any folder with train/<class>/* and test/<class>/* (or val/<class>/*)"
-    return facts
+    sources: dict[str, Source | FolderSource] = {**SOURCES, **FOLDER_SOURCES}
+    for name in sorted(sources):
+        folder = sources[name].find(roots)
+        facts[name] = f"found in {folder}" if folder else f"missing: {_how_to_get(sources[name], roots)}"
+    return facts | {f"{prefix}:PATH": about for prefix, about in PATHS.items()}
 
 
 def _check_arguments(image_size: int | None, channels: int | None, train_limit: int | None) -> None:
@@ -112,15 +171,20 @@ def _nearest(name: str) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _how_to_get(source: Source, roots: list[Path]) -> str:
-    return f"set download to true, or {source.advice} in {listing(roots)}"
+def _how_to_get(source: Source | FolderSource, roots: list[Path]) -> str:
+    automatic = "set download to true, or " if _fetcher(source) else ""
+    return f"{automatic}{source.advice} in {listing(roots)}"
 
 
-def _folder(source: Source, roots: list[Path], download: bool) -> Path:
-    folder = source.find(roots)
-    if folder is None and download:
+def _fetcher(source: Source | FolderSource) -> Callable[[Path], None] | None:
+    return source.fetch if isinstance(source, Source) else None
+
+
+def _folder(source: Source | FolderSource, roots: list[Path], download: bool) -> Path:
+    folder, fetch = source.find(roots), _fetcher(source)
+    if folder is None and download and fetch:
         try:
-            source.fetch(roots[0])
+            fetch(roots[0])
         except (OSError, RuntimeError) as error:
             raise DataError(f"data set {source.name!r} could not be downloaded to {roots[0]}: {error}") from error
         folder = source.find(roots)
@@ -131,8 +195,7 @@ def _folder(source: Source, roots: list[Path], download: bool) -> Path:
 
 def _first_of_each_class(split: Split, classes: int, limit: int) -> Split:
     images, labels = split
-    each = ceil(limit / classes)
-    kept = torch.cat([(labels == label).nonzero().flatten()[:each] for label in range(classes)]).sort().values
+    kept = first_of_each(labels, ceil(limit / classes))
     return images[kept], labels[kept]
 
 

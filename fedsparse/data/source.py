@@ -6,11 +6,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Split = tuple[Tensor, Tensor]
 """uint8 images [n, c, h, w] and int64 labels [n]."""
+
+
+class Splits(NamedTuple):
+    """Both splits of a data set; clients: int64 [n] of the train split, or None where it has no natural clients."""
+
+    train: Split
+    test: Split
+    classes: int
+    clients: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,3 +57,11 @@ def listing(paths: Sequence[Path]) -> str:
     """Paths for an error sentence: 'a', 'a or b', 'a, b or c'."""
     shown = [str(path) for path in paths]
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def first_of_each(groups: Tensor, each: int) -> Tensor:
+    """Positions of the first `each` members of every group, ascending; groups: int64 [n]."""
+    order = groups.argsort(stable=True)
+    sizes = groups.bincount()
+    rank = torch.arange(len(groups)) - (sizes.cumsum(0) - sizes)[groups[order]]
+    return order[rank < each].sort().values
