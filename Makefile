@@ -43,9 +43,8 @@ bench: $(INSTALLED) ## Measure layers and messages against the best dense and pu
 gpu-check: ## Check and measure the GPU back ends; "not measured" where no GPU is visible
 	@python="$${FEDSPARSE_PYTHON:-python3}"; \
 	if "$$python" -c '$(HAS_GPU)' 2>/dev/null; then \
-		echo "gpu-check: with $$python, which has a torch that sees a GPU; building into build/lib."; \
-		"$$python" setup.py --quiet build --build-lib build/lib && \
-			PYTHONPATH=build/lib:. "$$python" -P -m benchmarks.gpu_check; \
+		echo "gpu-check: with $$python, which has a torch that sees a GPU."; \
+		"$$python" -m benchmarks.gpu_check; \
 	elif nvidia-smi -L >/dev/null 2>&1 || [ -e $(INSTALLED) ]; then \
 		$(MAKE) --no-print-directory install && $(BIN)/python -m benchmarks.gpu_check; \
 	else \
