@@ -23,7 +23,9 @@ def text(title: str, headings: dict[str, str], rows: Sequence[Row]) -> str:
         mine = [row for row in rows if row.section == name]
         if mine:
             lines += [f"-- {heading}", *(_row(row) for row in mine)]
-    lines.append("x: time over the masked eager step, the plain NCHW layer, or the dense product of the same size.")
+    lines.append(
+        "x: times faster than the masked eager step, the plain NCHW layer, or the dense product of the same size."
+    )
     return "\n".join(lines)
 
 
