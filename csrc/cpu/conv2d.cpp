@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "blocked.h"
+#include "conv_blocks.h"
 #include "conv_geometry.h"
 #include "lists.h"
 
@@ -15,14 +16,15 @@ template <typename T>
 void forward(const Conv& conv, const Index& index, const Tensor& values, const T* bias, const Tensor& x,
              Tensor& y) {
   const PaddedPlane plane = input_plane(conv);
-  const auto lists = tap_lists<T>(index, in_ptr<T>(values), input_table("conv2d", conv, plane, kLanes<T>));
+  const auto table = input_table("conv2d", conv, plane, kLanes<T>);
+  const auto lists = tap_lists<T>(index, in_ptr<T>(values), table, input_blocks<T>(conv, plane, index));
   const Images<const T> images{in_ptr<T>(x), conv.batch, conv.channels, conv.in.y * conv.in.x};
   const Images<T> outputs{out_ptr<T>(y), conv.batch, conv.rows, conv.out.y * conv.out.x};
   const int64_t out_channel = outputs.pixels * kLanes<T>;
   const Tensor padded = torch::stable::new_zeros(x, {conv.channels * plane.lines * kLanes<T>});
   const Tensor lines = torch::stable::new_empty(x, {conv.rows * out_channel});
 
-  Gather<T> g{lists.starts(),
+  Gather<T> g{lists.blocks(),
               lists.data(),
               bias,
               in_ptr<T>(padded),
@@ -35,7 +37,7 @@ void forward(const Conv& conv, const Index& index, const Tensor& values, const T
               conv.out.x};
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(images, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
-    over_rows(g.indptr, conv.rows, [&](int64_t, int64_t begin, int64_t end) {
+    over_rows(index.starts, conv.rows, [&](int64_t, int64_t begin, int64_t end) {
       kernels<T>().gather(g, begin, end);
       for (int64_t n = begin; n < end; ++n)
         kernels<T>().from_lines(outputs.plane(block), g.out + n * out_channel, outputs.at(block, n));
@@ -52,7 +54,7 @@ Tensor conv2d(Tensor values_in, Tensor indptr, Tensor cols, Tensor x_in, std::op
   const Conv conv = checked_conv(op, x.size(0), x.size(1), indptr.numel() - 1, {x.size(2), x.size(3)}, kernel,
                                  stride, padding, dilation);
   const Index index = checked_index(op, indptr, cols, conv.channels * conv.taps());
-  require(values.size(0) == index.nnz(), op, ": values must have ", index.nnz(), " entries.");
+  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   std::optional<Tensor> bias;
   if (bias_in) {
     bias = checked_floats(op, "bias", *bias_in, 1);

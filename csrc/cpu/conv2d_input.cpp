@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "blocked.h"
+#include "conv_blocks.h"
 #include "conv_geometry.h"
 #include "lists.h"
 
@@ -24,10 +25,15 @@ std::vector<Phase<T>> phases_of(const Conv& conv, const PaddedPlane& plane, cons
                                 const T* values, const T* padded, T* lines) {
   std::vector<Phase<T>> phases;
   const int64_t line = kLanes<T>;
+  const Pair taps{(conv.kernel.y - 1) / conv.stride.y + 1, (conv.kernel.x - 1) / conv.stride.x + 1};
+  const int64_t lines_read = tile_lines(register_tile(), taps, {1, 1}, conv.dilation);
+  const ChannelBlocks plan = channel_blocks(conv.rows, plane.lines * line, lines_read, conv.channels,
+                                            index.nnz / (conv.stride.y * conv.stride.x));
   for (int64_t y = 0; y < std::min(conv.stride.y, conv.in.y); ++y)
     for (int64_t x = 0; x < std::min(conv.stride.x, conv.in.x); ++x) {
-      auto lists = tap_lists<T>(index, values, gradient_table("conv2d_input", conv, plane, {y, x}, line));
-      const Gather<T> gather{lists.starts(),
+      auto lists =
+          tap_lists<T>(index, values, gradient_table("conv2d_input", conv, plane, {y, x}, line), plan);
+      const Gather<T> gather{lists.blocks(),
                              lists.data(),
                              nullptr,
                              padded,
@@ -57,7 +63,7 @@ void input_gradient(const Conv& conv, const Index& index, const Tensor& values, 
 
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(grads, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
-    over_rows(index.starts(), conv.channels, [&](int64_t, int64_t begin, int64_t end) {
+    over_rows(index.starts, conv.channels, [&](int64_t, int64_t begin, int64_t end) {
       for (const Phase<T>& phase : phases) kernels<T>().gather(phase.gather, begin, end);
       for (int64_t c = begin; c < end; ++c)
         kernels<T>().from_lines(outputs.plane(block), in_ptr<T>(lines) + c * out_channel,
@@ -78,11 +84,8 @@ Tensor conv2d_input(Tensor values_in, Tensor t_indptr, Tensor t_cols, Tensor t_p
                                  stride, padding, dilation);
   require(gy.size(2) == conv.out.y && gy.size(3) == conv.out.x, op, ": gy must have ", conv.out.y, " x ",
           conv.out.x, " pixels, not ", gy.size(2), " x ", gy.size(3), ".");
-  Index index = checked_index(op, t_indptr, t_cols, conv.rows * conv.taps());
-  const Tensor perm = checked_indices(op, "t_perm", t_perm);
-  require_perm(op, index, perm);
-  index.perm = &perm;
-  require(values.size(0) == index.nnz(), op, ": values must have ", index.nnz(), " entries.");
+  const Index index = checked_index(op, t_indptr, t_cols, conv.rows * conv.taps(), &t_perm);
+  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   Tensor dx = torch::stable::new_empty(gy, {conv.batch, conv.channels, conv.in.y, conv.in.x});
   if (dx.numel() == 0) return dx;
   by_type(values, [&](auto zero) { input_gradient<decltype(zero)>(conv, index, values, gy, dx); });

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "blocked.h"
+#include "conv_blocks.h"
 #include "conv_geometry.h"
 #include "lists.h"
 #include "sample_scratch.h"
@@ -15,15 +16,16 @@ template <typename T>
 void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, const Tensor& x,
                      Tensor& dvalues) {
   const PaddedPlane plane = input_plane(conv);
-  const Tensor offsets = offset_list(index, input_table("conv2d_weight", conv, plane, kLanes<T>));
+  const auto table = input_table("conv2d_weight", conv, plane, kLanes<T>);
+  const OffsetLists lists = offset_lists(index, table, input_blocks<T>(conv, plane, index));
   const Images<const T> images{in_ptr<T>(x), conv.batch, conv.channels, conv.in.y * conv.in.x};
   const Images<const T> grads{in_ptr<T>(gy), conv.batch, conv.rows, conv.out.y * conv.out.x};
   const Tensor padded = torch::stable::new_zeros(x, {conv.channels * plane.lines * kLanes<T>});
   const Tensor lines = torch::stable::new_empty(x, {conv.rows * grads.pixels * kLanes<T>});
   const SampleScratch<T> scratch(x, index);
 
-  Sample<T> s{index.starts(),
-              in_ptr<int32_t>(offsets),
+  Sample<T> s{lists.blocks(),
+              lists.data(),
               in_ptr<T>(padded),
               conv.stride.y * plane.pitch * kLanes<T>,
               in_ptr<T>(lines),
@@ -37,7 +39,7 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(images, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
     read_block(grads, block, nullptr, grads.pixels, out_ptr<T>(lines));
-    over_rows(s.indptr, conv.rows, [&](int64_t part, int64_t begin, int64_t end) {
+    over_rows(index.starts, conv.rows, [&](int64_t part, int64_t begin, int64_t end) {
       kernels<T>().sample(scratch.given(s, part), begin, end);
     });
   }
@@ -56,8 +58,8 @@ Tensor conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in, std:
           op, ": gy must have shape (", conv.batch, ", ", conv.rows, ", ", conv.out.y, ", ", conv.out.x,
           ").");
   const Index index = checked_index(op, indptr, cols, conv.channels * conv.taps());
-  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz()});
-  if (index.nnz() == 0 || gy.numel() == 0 || x.numel() == 0) return dvalues;
+  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});
+  if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return dvalues;
   by_type(gy, [&](auto zero) { weight_gradient<decltype(zero)>(conv, index, gy, x, dvalues); });
   return dvalues;
 }

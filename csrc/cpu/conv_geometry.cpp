@@ -74,6 +74,13 @@ std::vector<int32_t> input_table(const char* op, const Conv& conv, const PaddedP
   return table;
 }
 
+int64_t tile_lines(Pair tile, Pair kernel, Pair stride, Pair dilation) {
+  const auto side = [](int64_t pixels, int64_t taps, int64_t step, int64_t spread) {
+    return std::min(pixels * taps, (pixels - 1) * step + (taps - 1) * spread + 1);
+  };
+  return side(tile.y, kernel.y, stride.y, dilation.y) * side(tile.x, kernel.x, stride.x, dilation.x);
+}
+
 namespace {
 
 // How far left of output pixel 0 an input pixel may look.

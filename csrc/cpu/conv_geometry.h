@@ -38,6 +38,9 @@ PaddedPlane input_plane(const Conv& conv);
 // + kx.
 std::vector<int32_t> input_table(const char* op, const Conv& conv, const PaddedPlane& plane, int64_t line);
 
+// How many lines of one channel the taps of a tile read at most.
+int64_t tile_lines(Pair tile, Pair kernel, Pair stride, Pair dilation);
+
 // The gradient of the output, padded so that every input pixel finds all the output pixels it served.
 PaddedPlane gradient_plane(const Conv& conv);
 

@@ -19,11 +19,19 @@ struct Tap {
   T value;
 };
 
+// The taps of row r that read channel block b are those from begin[r * (count + 1) + b] to the next entry.
+// Blocks only order the work, so that one block's input stays in the nearest cache while all rows read it:
+// the taps of a row are summed in the same order for any number of blocks.
+struct Blocks {
+  const int32_t* begin;
+  int64_t count;
+};
+
 // out[row][y][x] = bias[row] + sum over the row's taps of value * in[offset + y * in_row + x * line].
 // bias may be null.
 template <typename T>
 struct Gather {
-  const int32_t* indptr;
+  Blocks blocks;
   const Tap<T>* taps;
   const T* bias;
   const T* in;
@@ -37,7 +45,7 @@ struct Gather {
 // scratch holds scratch_count lines, at least as many as the longest row has active weights.
 template <typename T>
 struct Sample {
-  const int32_t* indptr;
+  Blocks blocks;
   const int32_t* offsets;
   const T* in;
   int64_t in_row;
@@ -56,6 +64,11 @@ struct Plane {
   int64_t pixels;
 };
 
+// Pixels of the rectangle that the kernels hold in registers on a map of at least that size.
+struct TileShape {
+  int64_t height, width;
+};
+
 template <typename T>
 struct Kernels {
   void (*gather)(const Gather<T>&, int64_t row_begin, int64_t row_end);
@@ -69,6 +82,7 @@ struct Isa {
   const char* name;
   Kernels<float> single;
   Kernels<double> twice;
+  TileShape tile;
 };
 
 extern const Isa kIsa_portable;

@@ -8,27 +8,56 @@ namespace {
 // Rows below which a second thread does not pay.
 constexpr int64_t kRowGrain = 64;
 
+// First- and second-level cache that the lines of a tile may take, and the shortest run of taps that pays for
+// taking the sums of a tile out of memory and putting them back.
+constexpr int64_t kNear = 48 * 1024, kFar = 384 * 1024;
+constexpr int64_t kShortest = 12;
+
+// Notes where the entries of one row pass from one block of channels to the next.
+class BlockMarks {
+ public:
+  BlockMarks(int32_t* begin, int32_t at, const ChannelBlocks& plan)
+      : begin_(begin), last_(plan.count), step_(plan.stride * plan.channels), limit_(step_) {
+    begin_[0] = at;
+  }
+
+  void pass(int32_t offset, int32_t at) {
+    for (; block_ + 1 < last_ && offset >= limit_; limit_ += step_) begin_[++block_] = at;
+  }
+
+  void finish(int32_t at) {
+    while (block_ < last_) begin_[++block_] = at;
+  }
+
+ private:
+  int32_t* begin_;
+  int64_t last_, step_, limit_, block_ = 0;
+};
+
+Tensor empty_marks(const Index& index, const ChannelBlocks& plan) {
+  return torch::stable::new_empty(index.owner[0], {index.rows * (plan.count + 1)});
+}
+
 template <typename T>
 void fill_row(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
-              Tap<T>* out) {
-  const int32_t* cols = in_ptr<int32_t>(index.cols);
-  const int32_t* perm = index.perm ? in_ptr<int32_t>(*index.perm) : nullptr;
-  for (int32_t j = index.starts()[row]; j < index.starts()[row + 1]; ++j) {
-    const int32_t offset = table[cols[j]];
+              BlockMarks marks, int32_t at, Tap<T>* taps) {
+  for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) {
+    const int32_t offset = table[index.cols[j]];
     if (offset < 0) continue;
-    *out++ = {offset, values[perm ? perm[j] : j]};
+    marks.pass(offset, at);
+    taps[at++] = {offset, values[index.perm ? index.perm[j] : j]};
   }
+  marks.finish(at);
 }
 
 // How many taps each row keeps, as running starts.
 Tensor kept_starts(const Index& index, const std::vector<int32_t>& table) {
-  Tensor indptr = torch::stable::new_empty(index.indptr, {index.rows() + 1});
-  const int32_t* cols = in_ptr<int32_t>(index.cols);
+  Tensor indptr = torch::stable::new_empty(index.owner[0], {index.rows + 1});
   int32_t* kept = out_ptr<int32_t>(indptr);
   kept[0] = 0;
-  for (int64_t row = 0; row < index.rows(); ++row) {
+  for (int64_t row = 0; row < index.rows; ++row) {
     int32_t count = 0;
-    for (int32_t j = index.starts()[row]; j < index.starts()[row + 1]; ++j) count += table[cols[j]] >= 0;
+    for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) count += table[index.cols[j]] >= 0;
     kept[row + 1] = kept[row] + count;
   }
   return indptr;
@@ -40,51 +69,88 @@ bool keeps_all(const std::vector<int32_t>& table) {
 
 }  // namespace
 
-Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width) {
-  Index index{checked_indices(op, "indptr", indptr), checked_indices(op, "cols", cols)};
-  require(indptr.size(0) >= 1, op, ": indptr must have at least one entry.");
-  const int32_t* starts = index.starts();
-  require(starts[0] == 0 && starts[index.rows()] == index.nnz(), op, ": indptr must run from 0 to ",
-          index.nnz(), ".");
-  require(std::is_sorted(starts, starts + index.rows() + 1), op, ": indptr must not fall.");
-  const int32_t* col = in_ptr<int32_t>(index.cols);
+namespace {
+
+bool all_below(const int32_t* entries, int64_t count, int64_t limit) {
   uint32_t largest = 0;
-  for (int64_t j = 0; j < index.nnz(); ++j) largest = std::max(largest, static_cast<uint32_t>(col[j]));
-  require(index.nnz() == 0 || largest < width, op, ": cols holds an index outside 0 to ", width - 1, ".");
+  for (int64_t j = 0; j < count; ++j) largest = std::max(largest, static_cast<uint32_t>(entries[j]));
+  return count == 0 || largest < limit;
+}
+
+}  // namespace
+
+Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width,
+                    const Tensor* perm) {
+  Index index{{checked_indices(op, "indptr", indptr), checked_indices(op, "cols", cols)},
+              0,
+              0,
+              nullptr,
+              nullptr,
+              nullptr};
+  require(indptr.size(0) >= 1, op, ": indptr must have at least one entry.");
+  index.rows = indptr.size(0) - 1;
+  index.nnz = cols.size(0);
+  index.starts = in_ptr<int32_t>(index.owner[0]);
+  index.cols = in_ptr<int32_t>(index.owner[1]);
+  require(index.starts[0] == 0 && index.starts[index.rows] == index.nnz, op, ": indptr must run from 0 to ",
+          index.nnz, ".");
+  require(std::is_sorted(index.starts, index.starts + index.rows + 1), op, ": indptr must not fall.");
+  require(all_below(index.cols, index.nnz, width), op, ": cols holds an index outside 0 to ", width - 1, ".");
+  if (perm == nullptr) return index;
+  index.owner[2] = checked_indices(op, "t_perm", *perm);
+  index.perm = in_ptr<int32_t>(index.owner[2]);
+  require(perm->size(0) == index.nnz, op, ": t_perm must have ", index.nnz, " entries.");
+  require(all_below(index.perm, index.nnz, index.nnz), op, ": t_perm holds an index outside 0 to ",
+          index.nnz - 1, ".");
   return index;
 }
 
-void require_perm(const char* op, const Index& index, const Tensor& perm) {
-  require(perm.size(0) == index.nnz(), op, ": t_perm must have ", index.nnz(), " entries.");
-  const int32_t* place = in_ptr<int32_t>(perm);
-  uint32_t largest = 0;
-  for (int64_t j = 0; j < index.nnz(); ++j) largest = std::max(largest, static_cast<uint32_t>(place[j]));
-  require(index.nnz() == 0 || largest < index.nnz(), op, ": t_perm holds an index outside 0 to ",
-          index.nnz() - 1, ".");
+ChannelBlocks channel_blocks(int64_t channels, int64_t stride, int64_t lines, int64_t rows, int64_t nnz) {
+  constexpr int64_t kLineBytes = 64;
+  for (const int64_t budget : {kNear, kFar}) {
+    const int64_t width = std::max<int64_t>(1, budget / (lines * kLineBytes));
+    const int64_t count = (channels + width - 1) / width;
+    if (count <= 1 || nnz >= kShortest * rows * count) return {stride, width, std::max<int64_t>(1, count)};
+  }
+  return {stride, channels, 1};
 }
 
 template <typename T>
-TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table) {
-  const Tensor indptr = keeps_all(table) ? index.indptr : kept_starts(index, table);
+TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table,
+                      const ChannelBlocks& plan) {
+  const Tensor indptr = keeps_all(table) ? index.owner[0] : kept_starts(index, table);
   const int32_t* starts = in_ptr<int32_t>(indptr);
-  const int64_t words = starts[index.rows()] * static_cast<int64_t>(sizeof(Tap<T>) / sizeof(int32_t));
-  Tensor taps = torch::stable::new_empty(index.indptr, {words});
-  torch::stable::parallel_for(0, index.rows(), kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      fill_row(index, values, table, row, out_ptr<Tap<T>>(taps) + starts[row]);
+  const int64_t words = starts[index.rows] * static_cast<int64_t>(sizeof(Tap<T>) / sizeof(int32_t));
+  TapLists<T> lists{empty_marks(index, plan), torch::stable::new_empty(index.owner[0], {words}), plan.count};
+  torch::stable::parallel_for(0, index.rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const BlockMarks marks(out_ptr<int32_t>(lists.begin) + row * (plan.count + 1), starts[row], plan);
+      fill_row(index, values, table, row, marks, starts[row], out_ptr<Tap<T>>(lists.taps));
+    }
   });
-  return {indptr, taps};
+  return lists;
 }
 
-template TapLists<float> tap_lists(const Index&, const float*, const std::vector<int32_t>&);
-template TapLists<double> tap_lists(const Index&, const double*, const std::vector<int32_t>&);
+template TapLists<float> tap_lists(const Index&, const float*, const std::vector<int32_t>&,
+                                   const ChannelBlocks&);
+template TapLists<double> tap_lists(const Index&, const double*, const std::vector<int32_t>&,
+                                    const ChannelBlocks&);
 
-Tensor offset_list(const Index& index, const std::vector<int32_t>& table) {
-  Tensor offsets = torch::stable::new_empty(index.indptr, {index.nnz()});
-  const int32_t* cols = in_ptr<int32_t>(index.cols);
-  int32_t* out = out_ptr<int32_t>(offsets);
-  for (int64_t j = 0; j < index.nnz(); ++j) out[j] = table[cols[j]];
-  return offsets;
+OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, const ChannelBlocks& plan) {
+  OffsetLists lists{empty_marks(index, plan), torch::stable::new_empty(index.owner[0], {index.nnz}),
+                    plan.count};
+  int32_t* offsets = out_ptr<int32_t>(lists.offsets);
+  torch::stable::parallel_for(0, index.rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      BlockMarks marks(out_ptr<int32_t>(lists.begin) + row * (plan.count + 1), index.starts[row], plan);
+      for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) {
+        offsets[j] = table[index.cols[j]];
+        marks.pass(offsets[j], j);
+      }
+      marks.finish(index.starts[row + 1]);
+    }
+  });
+  return lists;
 }
 
 std::vector<int64_t> equal_work(const int32_t* starts, int64_t rows, int64_t parts) {

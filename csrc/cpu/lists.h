@@ -9,36 +9,52 @@
 
 namespace fedsparse {
 
-// A topology's own arrays: the rows of the weight, or of its transpose with `perm`.
+// A topology's own arrays: the rows of the weight, or of its transpose, whose values stand at `perm`.
 struct Index {
-  Tensor indptr, cols;
-  const Tensor* perm = nullptr;
-
-  int64_t rows() const { return indptr.size(0) - 1; }
-  int64_t nnz() const { return cols.size(0); }
-  const int32_t* starts() const { return in_ptr<int32_t>(indptr); }
+  Tensor owner[3];
+  int64_t rows, nnz;
+  const int32_t *starts, *cols, *perm;
 };
 
-// Checks dtypes, sizes, and that the lists stay inside [0, width): nothing the kernels read can be out of
-// bounds.
-Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width);
-void require_perm(const char* op, const Index& index, const Tensor& perm);
+// Checks dtypes and sizes, and that columns stay inside [0, width) and `perm` inside the values: nothing the
+// kernels read can be out of bounds.
+Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width,
+                    const Tensor* perm = nullptr);
+
+// Channels in runs of `channels`, `count` of them; one channel is `stride` elements of the input.
+struct ChannelBlocks {
+  int64_t stride, channels, count;
+};
+
+// So many channels at a time that the lines of one tile stay in the first-level cache, or in the second where
+// the rows are too short for that; `lines` is how many lines of one channel a tile reads.
+ChannelBlocks channel_blocks(int64_t channels, int64_t stride, int64_t lines, int64_t rows, int64_t nnz);
 
 // Taps of all rows; those whose table entry is negative are left out.
 template <typename T>
 struct TapLists {
-  Tensor indptr, taps;
+  Tensor begin, taps;
+  int64_t count;
 
-  const int32_t* starts() const { return in_ptr<int32_t>(indptr); }
+  Blocks blocks() const { return {in_ptr<int32_t>(begin), count}; }
   const Tap<T>* data() const { return in_ptr<Tap<T>>(taps); }
 };
 
 // table[col] is the offset in elements of the input line that column `col` reads.
 template <typename T>
-TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table);
+TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table,
+                      const ChannelBlocks& plan);
 
-// The same offsets alone, for the gradient at the active weights; int32 [nnz].
-Tensor offset_list(const Index& index, const std::vector<int32_t>& table);
+// The same offsets alone, for the gradient at the active weights.
+struct OffsetLists {
+  Tensor begin, offsets;
+  int64_t count;
+
+  Blocks blocks() const { return {in_ptr<int32_t>(begin), count}; }
+  const int32_t* data() const { return in_ptr<int32_t>(offsets); }
+};
+
+OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, const ChannelBlocks& plan);
 
 // Cuts the rows into at most `parts` runs of about equal work; returns their bounds.
 std::vector<int64_t> equal_work(const int32_t* starts, int64_t rows, int64_t parts);

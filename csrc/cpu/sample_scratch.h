@@ -11,9 +11,9 @@ namespace fedsparse {
 template <typename T>
 class SampleScratch {
  public:
-  SampleScratch(const Tensor& like, const Index& index) : lines_(std::min(kLines, index.nnz())) {
-    for (int64_t row = 0; row < index.rows(); ++row)
-      lines_ = std::max<int64_t>(lines_, index.starts()[row + 1] - index.starts()[row]);
+  SampleScratch(const Tensor& like, const Index& index) : lines_(std::min(kLines, index.nnz)) {
+    for (int64_t row = 0; row < index.rows; ++row)
+      lines_ = std::max<int64_t>(lines_, index.starts[row + 1] - index.starts[row]);
     memory_ = torch::stable::new_empty(like, {torch::stable::get_num_threads() * lines_ * kLanes<T>});
   }
 

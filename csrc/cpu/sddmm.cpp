@@ -9,13 +9,14 @@ namespace {
 
 template <typename T>
 void sample_linear(const Index& index, const Tensor& gy, const Tensor& x, Tensor& dvalues) {
-  const Tensor offsets = offset_list(index, line_table<T>(x.size(1)));
   const int64_t blocks = blocks_of<T>(x.size(0)), chunk = std::min(kChunkBlocks, blocks);
+  const OffsetLists lists =
+      offset_lists(index, line_table<T>(x.size(1)), linear_blocks<T>(index, x.size(1), chunk));
   const Tensor read = torch::stable::new_empty(x, {chunk * x.size(1) * kLanes<T>});
   const Tensor grads = torch::stable::new_empty(x, {chunk * gy.size(1) * kLanes<T>});
   const SampleScratch<T> scratch(x, index);
-  Sample<T> s{index.starts(),
-              in_ptr<int32_t>(offsets),
+  Sample<T> s{lists.blocks(),
+              lists.data(),
               in_ptr<T>(read),
               x.size(1) * kLanes<T>,
               in_ptr<T>(grads),
@@ -30,7 +31,7 @@ void sample_linear(const Index& index, const Tensor& gy, const Tensor& x, Tensor
     s.height = std::min(chunk, blocks - first);
     read_blocks(x, first, s.height, out_ptr<T>(read));
     read_blocks(gy, first, s.height, out_ptr<T>(grads));
-    over_rows(s.indptr, index.rows(), [&](int64_t part, int64_t begin, int64_t end) {
+    over_rows(index.starts, index.rows, [&](int64_t part, int64_t begin, int64_t end) {
       kernels<T>().sample(scratch.given(s, part), begin, end);
     });
   }
@@ -41,10 +42,10 @@ Tensor sddmm(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in) {
   const Tensor gy = checked_floats(op, "gy", gy_in, 2), x = checked_floats(op, "x", x_in, 2);
   require_same_type(op, "x", x, gy);
   const Index index = checked_index(op, indptr, cols, x.size(1));
-  require(gy.size(0) == x.size(0) && gy.size(1) == index.rows(), op, ": gy must have shape (", x.size(0),
-          ", ", index.rows(), ").");
-  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz()});
-  if (index.nnz() == 0 || x.numel() == 0) return dvalues;
+  require(gy.size(0) == x.size(0) && gy.size(1) == index.rows, op, ": gy must have shape (", x.size(0), ", ",
+          index.rows, ").");
+  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});
+  if (index.nnz == 0 || x.numel() == 0) return dvalues;
   by_type(gy, [&](auto zero) { sample_linear<decltype(zero)>(index, gy, x, dvalues); });
   return dvalues;
 }

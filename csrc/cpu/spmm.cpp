@@ -13,14 +13,14 @@ Tensor spmm(Tensor values_in, Tensor indptr, Tensor cols, Tensor x_in, std::opti
   const Tensor values = checked_floats(op, "values", values_in, 1), x = checked_floats(op, "x", x_in, 2);
   require_same_type(op, "x", x, values);
   const Index index = checked_index(op, indptr, cols, x.size(1));
-  require(values.size(0) == index.nnz(), op, ": values must have ", index.nnz(), " entries.");
+  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   std::optional<Tensor> bias;
   if (bias_in) {
     bias = checked_floats(op, "bias", *bias_in, 1);
     require_same_type(op, "bias", *bias, values);
-    require(bias->size(0) == index.rows(), op, ": bias must have ", index.rows(), " entries.");
+    require(bias->size(0) == index.rows, op, ": bias must have ", index.rows, " entries.");
   }
-  Tensor y = torch::stable::new_empty(x, {x.size(0), index.rows()});
+  Tensor y = torch::stable::new_empty(x, {x.size(0), index.rows});
   if (y.numel() == 0) return y;
   by_type(values, [&](auto zero) {
     using T = decltype(zero);

@@ -10,12 +10,9 @@ Tensor spmm_t(Tensor values_in, Tensor t_indptr, Tensor t_cols, Tensor t_perm, T
   const char* op = "spmm_t";
   const Tensor values = checked_floats(op, "values", values_in, 1), gy = checked_floats(op, "gy", gy_in, 2);
   require_same_type(op, "gy", gy, values);
-  Index index = checked_index(op, t_indptr, t_cols, gy.size(1));
-  const Tensor perm = checked_indices(op, "t_perm", t_perm);
-  require_perm(op, index, perm);
-  index.perm = &perm;
-  require(values.size(0) == index.nnz(), op, ": values must have ", index.nnz(), " entries.");
-  Tensor dx = torch::stable::new_empty(gy, {gy.size(0), index.rows()});
+  const Index index = checked_index(op, t_indptr, t_cols, gy.size(1), &t_perm);
+  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
+  Tensor dx = torch::stable::new_empty(gy, {gy.size(0), index.rows});
   if (dx.numel() == 0) return dx;
   by_type(values, [&](auto zero) {
     using T = decltype(zero);

@@ -70,7 +70,10 @@ CONVS = {
     "nothing active": Conv(density=0.0),
     "one active weight": Conv(density="one"),
     "empty rows and columns": Conv(N=8, C=6, density="gaps"),
-    "long rows, several groups of 8": Conv(C=40, H=4, W=4, density=0.9),
+    "two blocks of channels": Conv(C=40, H=4, W=4, density=0.9),
+    "two blocks of channels, stride 2": Conv(C=50, N=50, H=8, W=8, stride=(2, 2), density=0.9),
+    "first block of channels empty": Conv(C=60, H=5, W=5, density="late"),
+    "more active weights than sums fit": Conv(N=16, C=40, H=5, W=4, density=1.0),
 }
 
 
@@ -94,6 +97,7 @@ LINEARS = {
     "one row": Linear(N=1),
     "one column": Linear(C=1),
     "long rows": Linear(C=513, density=0.5),
+    "several blocks of columns": Linear(B=64, C=1030, density=0.5),
     "dense": Linear(density=1.0),
     "one percent": Linear(N=64, C=64, density=0.01),
     "nothing active": Linear(density=0.0),
@@ -103,13 +107,15 @@ LINEARS = {
 
 
 def random_mask(shape: tuple[int, ...], density: float | str, seed: int = 0) -> Tensor:
-    """A mask of that density; "one" has one true entry, "gaps" leaves odd rows and columns empty."""
+    """A mask of that density; "one" has one true entry, "gaps" leaves odd rows and columns empty, "late" the first half."""
     generator = torch.Generator().manual_seed(seed)
     if density == "one":
         mask = torch.zeros(shape, dtype=torch.bool)
         mask.view(-1)[mask.numel() // 2] = True
         return mask
-    mask = torch.rand(shape, generator=generator) < (0.5 if density == "gaps" else density)
+    mask = torch.rand(shape, generator=generator) < (density if isinstance(density, float) else 0.5)
+    if density == "late":
+        mask[:, : shape[1] // 2] = False
     if density == "gaps":
         mask[1::2] = False
         mask[:, 1::2] = False

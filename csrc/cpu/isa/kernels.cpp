@@ -48,7 +48,7 @@ inline Vec<T> broadcast(T value) {
 // ---- tiles: rectangles of at most kTilePixels pixels that cover height x width
 // -----------------------------------
 
-// Calls tile.run<TH, TW>(y, x) for each rectangle, left to right in bands of equal width.
+// Calls tile.run<TH, TW>(y, x) for each rectangle of one band of width TW.
 template <int TW, typename Tile>
 void band(const Tile& tile, int64_t height, int64_t x) {
   constexpr int kHigh = kTilePixels / TW;
@@ -64,18 +64,16 @@ void band(const Tile& tile, int64_t height, int64_t x) {
   for (; y < height; ++y) tile.template run<1, TW>(y, x);
 }
 
-// Widths of 14 and 7 serve the maps of ImageNet (56, 28, 14, 7); the others any remainder.
+// Bands of 4 make the squarest rectangles, which read the fewest input pixels; maps too low for them take
+// wider bands, and bands of 7 serve the widths 7 and 14 of ImageNet's maps.
 template <typename Tile>
 void cover(const Tile& tile, int64_t height, int64_t width) {
   int64_t x = 0;
-  if constexpr (kTilePixels >= 16) {
-    const bool fourteens = width % 14 == 0 && width % 16 != 0;
-    for (; fourteens && x + 14 <= width; x += 14) band<14>(tile, height, x);
-    for (; x + 16 <= width; x += 16) band<16>(tile, height, x);
-  }
-  const bool sevens = (width - x) % 7 == 0 && (width - x) % 8 != 0;
+  if constexpr (kTilePixels >= 16)
+    for (; height < 2 && x + 16 <= width; x += 16) band<16>(tile, height, x);
+  const bool sevens = width % 7 == 0 && width % 4 != 0 && height * 7 >= kTilePixels / 2;
   for (; sevens && x + 7 <= width; x += 7) band<7>(tile, height, x);
-  for (; x + 8 <= width; x += 8) band<8>(tile, height, x);
+  for (; height < kTilePixels / 4 && x + 8 <= width; x += 8) band<8>(tile, height, x);
   for (; x + 4 <= width; x += 4) band<4>(tile, height, x);
   for (; x + 2 <= width; x += 2) band<2>(tile, height, x);
   for (; x < width; ++x) band<1>(tile, height, x);
@@ -89,26 +87,34 @@ struct GatherTile {
   const Gather<T>& g;
   int64_t row_begin, row_end;
 
-  // The rows go by under one rectangle of pixels, whose input stays in the near caches.
+  // All rows go by under one block of channels of one rectangle of pixels.
   template <int TH, int TW>
   void run(int64_t y, int64_t x) const {
     const T* in = g.in + y * g.in_row + x * kLine<T>;
     T* out = g.out + y * g.out_row + x * g.out_col;
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      const T bias = g.bias ? g.bias[row] : T(0);
-      for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
-        one<TH, TW>(g.taps + g.indptr[row], g.taps + g.indptr[row + 1], bias, in + lane,
-                    out + row * g.out_channel + lane);
-    }
+    for (int64_t block = 0; block < g.blocks.count; ++block)
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        const int32_t* begin = g.blocks.begin + row * (g.blocks.count + 1) + block;
+        if (block > 0 && begin[0] == begin[1]) continue;
+        const T bias = g.bias ? g.bias[row] : T(0);
+        for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
+          one<TH, TW>(g.taps + begin[0], g.taps + begin[1], block == 0, bias, in + lane,
+                      out + row * g.out_channel + lane);
+      }
   }
 
   // The accumulators stay in registers while the taps of one row stream by.
   template <int TH, int TW>
-  inline void one(const Tap<T>* tap, const Tap<T>* end, T bias, const T* in, T* out) const {
+  inline void one(const Tap<T>* tap, const Tap<T>* end, bool first, T bias, const T* in, T* out) const {
     const int64_t in_row = g.in_row, out_row = g.out_row, out_col = g.out_col;
     Vec<T> sum[TH * TW];
+    if (first) {
 #pragma GCC unroll 16
-    for (int p = 0; p < TH * TW; ++p) sum[p] = broadcast(bias);
+      for (int p = 0; p < TH * TW; ++p) sum[p] = broadcast(bias);
+    } else {
+#pragma GCC unroll 16
+      for (int p = 0; p < TH * TW; ++p) sum[p] = load(out + p / TW * out_row + p % TW * out_col);
+    }
     for (; tap < end; ++tap) {
       const T* line = in + tap->offset;
       const Vec<T> value = broadcast(tap->value);
@@ -202,12 +208,15 @@ struct SampleTile {
   void run(int64_t y, int64_t x) const {
     const T* in = s.in + y * s.in_row + x * kLine<T>;
     const T* grad = s.grad + y * s.grad_row + x * kLine<T>;
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      T* sums = s.scratch + (s.indptr[row] - s.indptr[row_begin]) * kWidth<T>;
-      for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
-        one<TH, TW>(s.offsets + s.indptr[row], s.offsets + s.indptr[row + 1], in + lane,
-                    grad + row * s.grad_channel + lane, sums);
-    }
+    const int32_t origin = s.blocks.begin[row_begin * (s.blocks.count + 1)];
+    for (int64_t block = 0; block < s.blocks.count; ++block)
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        const int32_t* begin = s.blocks.begin + row * (s.blocks.count + 1) + block;
+        if (begin[0] == begin[1]) continue;
+        for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
+          one<TH, TW>(s.offsets + begin[0], s.offsets + begin[1], in + lane,
+                      grad + row * s.grad_channel + lane, s.scratch + (begin[0] - origin) * kWidth<T>);
+      }
   }
 
   template <int TH, int TW>
@@ -260,14 +269,16 @@ void add_sums(const T* sums, int64_t count, T* gradient) {
 
 template <typename T>
 void sample(const Sample<T>& s, int64_t row_begin, int64_t row_end) {
+  const auto begin = [&](int64_t row) { return s.blocks.begin[row * (s.blocks.count + 1)]; };
+  const auto end = [&](int64_t row) { return s.blocks.begin[row * (s.blocks.count + 1) + s.blocks.count]; };
   // As many rows at a time as scratch holds the sums of.
   for (int64_t first = row_begin, last; first < row_end; first = last) {
     last = first + 1;
-    while (last < row_end && s.indptr[last + 1] - s.indptr[first] <= s.scratch_count) ++last;
-    const int64_t count = s.indptr[last] - s.indptr[first];
+    while (last < row_end && end(last) - begin(first) <= s.scratch_count) ++last;
+    const int64_t count = end(last - 1) - begin(first);
     for (int64_t i = 0; i < count; ++i) store(s.scratch + i * kWidth<T>, Vec<T>{});
     cover(SampleTile<T>{s, first, last}, s.height, s.width);
-    add_sums(s.scratch, count, s.gradient + s.indptr[first]);
+    add_sums(s.scratch, count, s.gradient + begin(first));
   }
 }
 
@@ -332,7 +343,7 @@ constexpr Kernels<T> table() {
 #define FEDSPARSE_TEXT(name) #name
 #define FEDSPARSE_NAME(name) FEDSPARSE_TEXT(name)
 
-extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {FEDSPARSE_NAME(FEDSPARSE_ISA), table<float>(),
-                                                   table<double>()};
+extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {
+    FEDSPARSE_NAME(FEDSPARSE_ISA), table<float>(), table<double>(), {kTilePixels / 4, 4}};
 
 }  // namespace fedsparse

@@ -1,0 +1,86 @@
+// relu_bits: one bit an element, where a ReLU's output is not 0.  relu_gradient: gy where the bit is set,
+// else 0.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "bits.h"
+#include "check.h"
+
+namespace fedsparse {
+namespace {
+
+// Words of 64 elements below which a second thread is not worth its start.
+constexpr int64_t kGrain = 1 << 9;
+
+template <typename Body>
+void over_words_parallel(int64_t elements, const Body& body) {
+  torch::stable::parallel_for(0, (elements + kWord - 1) / kWord, kGrain, [&](int64_t begin, int64_t end) {
+    const int64_t offset = begin * kWord;
+    over_words(std::min(elements, end * kWord) - offset,
+               [&](int64_t first, int64_t count) { body(offset + first, count); });
+  });
+}
+
+Tensor relu_bits(Tensor y_in) {
+  const Tensor y = checked_floats("relu_bits", "y", torch::stable::flatten(y_in), 1);
+  const Tensor bits = torch::stable::new_empty(y, {bitmap_bytes(y.numel())}, ScalarType::Byte);
+  by_type(y, [&](auto zero) {
+    const auto* in = in_ptr<decltype(zero)>(y);
+    over_words_parallel(y.numel(), [&](int64_t first, int64_t count) {
+      const auto* at = in + first;
+      // A NaN passes its gradient on, as in torch.
+      const uint64_t word = flag_word(count, [&](int64_t i) { return !(at[i] <= 0); });
+      write_word(out_ptr<uint8_t>(bits), first, count, word);
+    });
+  });
+  return bits;
+}
+
+// Eight lanes of a byte at a time, without a branch: the mask of a lane is all ones where its bit is set.
+template <typename T>
+void choose(const T* gy, uint64_t word, int64_t count, T* gx) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  static constexpr Bits kLane[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+  for (int64_t first = 0; first < count; first += 8, word >>= 8) {
+    const Bits byte = word & 0xff;
+    const int64_t lanes = std::min<int64_t>(8, count - first);
+    const auto lane = [&](int64_t i) {
+      const Bits mask = (byte & kLane[i]) == kLane[i] ? ~Bits{0} : Bits{0};
+      gx[first + i] = std::bit_cast<T>(std::bit_cast<Bits>(gy[first + i]) & mask);
+    };
+    if (lanes == 8) {
+      for (int64_t i = 0; i < 8; ++i) lane(i);
+    } else {
+      for (int64_t i = 0; i < lanes; ++i) lane(i);
+    }
+  }
+}
+
+Tensor relu_gradient(Tensor gy_in, Tensor bits_in) {
+  const char* op = "relu_gradient";
+  require_dims(op, "bits", bits_in, 1);
+  const Tensor bits = torch::stable::contiguous(bits_in), gy = torch::stable::contiguous(gy_in);
+  require(gy.scalar_type() == ScalarType::Float || gy.scalar_type() == ScalarType::Double, op,
+          ": gy must be float32 or float64.");
+  require(bits.scalar_type() == ScalarType::Byte && bits.numel() == bitmap_bytes(gy.numel()), op,
+          ": bits must be uint8 with ", bitmap_bytes(gy.numel()), " entries.");
+  const Tensor gx = torch::stable::empty_like(gy);
+  by_type(gy, [&](auto zero) {
+    using T = decltype(zero);
+    over_words_parallel(gy.numel(), [&](int64_t first, int64_t count) {
+      choose(in_ptr<T>(gy) + first, read_word(in_ptr<uint8_t>(bits), first, count), count,
+             out_ptr<T>(gx) + first);
+    });
+  });
+  return gx;
+}
+
+}  // namespace
+}  // namespace fedsparse
+
+STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
+  m.impl("relu_bits", TORCH_BOX(&fedsparse::relu_bits));
+  m.impl("relu_gradient", TORCH_BOX(&fedsparse::relu_gradient));
+}
