@@ -140,6 +140,8 @@ def train(client: Client, method: Method) -> None:
                 client.pull_to_anchor()
                 method.step(client)
                 losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
+                # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
+                del loss
             client.loss = losses / seen
             method.epoch_end(client, epoch)
     client.optimizer.zero_grad(set_to_none=True)

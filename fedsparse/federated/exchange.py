@@ -43,6 +43,32 @@ def load_buffers(model: nn.Module, vector: Tensor) -> None:
     _unflatten(_float_buffers(model), vector, "buffers")
 
 
+def split_parameters(model: nn.Module, vector: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Cut a vector made by `parameters` into the values [nnz] of each sparse layer and one vector of all the rest."""
+    owners = {id(layer.values): name for name, layer in sparse_layers(model).items()}
+    values: dict[str, Tensor] = {}
+    rest = []
+    for parameter, piece in zip(model.parameters(), vector.split([p.numel() for p in model.parameters()])):
+        if id(parameter) in owners:
+            values[owners[id(parameter)]] = piece
+        else:
+            rest.append(piece)
+    return values, torch.cat(rest) if rest else vector[:0]
+
+
+def join_parameters(model: nn.Module, values: Mapping[str, Tensor], rest: Tensor) -> Tensor:
+    """The vector that `split_parameters` cuts into these."""
+    owners = {id(layer.values): name for name, layer in sparse_layers(model).items()}
+    pieces, start = [], 0
+    for parameter in model.parameters():
+        if id(parameter) in owners:
+            pieces.append(values[owners[id(parameter)]])
+        else:
+            pieces.append(rest[start : start + parameter.numel()])
+            start += parameter.numel()
+    return torch.cat(pieces)
+
+
 def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
     """The number of bits of the mask of the named layers, dense or sparse."""
     return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)

@@ -74,13 +74,15 @@ class Server:
         self.mask_version += 1
 
     def change_masks(self, topologies: Mapping[str, Topology]) -> None:
-        """Give sparse layers new masks: surviving weights stay, grown ones start at 0."""
+        """Give sparse layers new masks: surviving weights stay, grown ones start at 0. Equal masks: no new version."""
         layers = self.layers
-        grown = 0
+        grown = pruned = 0
         for name, topology in topologies.items():
-            grown += topology.nnz - len(layers[name].set_topology(topology).source)
+            before = layers[name].topology.nnz
+            survivors = len(layers[name].set_topology(topology).source)
+            grown, pruned = grown + topology.nnz - survivors, pruned + before - survivors
         self.changed = grown / max(1, sum(layer.topology.nnz for layer in layers.values()))
-        self.mask_version += 1
+        self.mask_version += grown + pruned > 0
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Set weights and norm statistics from vectors."""

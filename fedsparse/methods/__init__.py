@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 
 from fedsparse.federated.method import Method
 from fedsparse.methods.fedavg import FedAvg
+from fedsparse.methods.feddst import FedDST
 from fedsparse.methods.fedtiny import FedTiny
 
-_OURS: tuple[type[Method], ...] = (FedAvg, FedTiny)
+_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedTiny)
 
 
 @cache
@@ -38,4 +39,4 @@ def get(name: str) -> type[Method]:
     return _registry()[name]
 
 
-__all__ = ["FedAvg", "FedTiny", "get", "names"]
+__all__ = ["FedAvg", "FedDST", "FedTiny", "get", "names"]

@@ -27,7 +27,7 @@ def worker(method: Method) -> Worker:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
     names = list(prunable(model))
     twin = sparsify(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2)), 0.5)
-    new = Worker(model, method, names, data, [np.arange(4), np.arange(4, 12)], Training(batch_size=4), 0)
+    new = Worker(model, method, names, data, [np.arange(4), np.arange(4, 12)], Training(epochs=2, batch_size=4), 0)
     new.receive_mask(encode("mask", 1, -1, {"mask": Bitmap(exchange.mask(twin))}))
     weights = {"parameters": Values(exchange.parameters(twin)), "buffers": Values(exchange.buffers(twin))}
     new.receive_weights(encode("weights", 1, -1, weights))

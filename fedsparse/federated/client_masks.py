@@ -1,0 +1,95 @@
+"""What methods share whose clients change the mask in mid round: when they do, and what they send of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsparse.federated import coordinates, exchange
+from fedsparse.federated.masked_method import MaskedMethod
+from fedsparse.federated.method import Sections
+from fedsparse.nn import sparse_layers
+from fedsparse.pruning import Schedule
+from fedsparse.wire import Bitmap, BitmapSpec, Section, Spec
+
+if TYPE_CHECKING:
+    from fedsparse.federated.client import Client
+    from fedsparse.federated.server import Server
+
+
+@dataclass(frozen=True)
+class ClientMasksMethod(MaskedMethod):
+    """A method whose `adjust` prunes and grows k_l weights of layer l on each client, in adjustment rounds.
+
+    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t < T_end; 0 means the method's own share of the
+    rounds, `end`. rate: k_l = floor(rate * c(t) * K_l), in groups, and at most the inactive ones. adjust_after: the
+    share of the local epochs trained before the adjustment, A = floor(adjust_after * E), always below E, so that
+    grown weights are trained. growth_batches: minibatches of the growth gradient.
+    """
+
+    end: ClassVar[float]
+
+    density: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    interval: Annotated[int, Field(ge=1)] = 10
+    last: Annotated[int, Field(ge=0)] = 0
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    adjust_after: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    growth_batches: Annotated[int, Field(ge=1)] = 1
+
+    def adjust(self, client: Client, counts: dict[str, int]) -> None:
+        """Prune and grow `counts[name]` groups of each layer; the mask keeps its size."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a client adjusts its mask")
+
+    def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
+        """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""
+        schedule = Schedule(self.interval, self.last or max(1, int(self.end * rounds + 1e-9)))
+        if not schedule.adjusts(t):
+            return {}
+        share = self.rate * schedule.rate(t)
+        counts = {}
+        for name, layer in sparse_layers(model).items():
+            topology = layer.topology
+            counts[name] = min(int(share * topology.nnz), topology.numel - topology.nnz) // self.granularity
+        return {name: count for name, count in counts.items() if count > 0}
+
+    def begin(self, client: Client) -> None:
+        """Adjust before the first epoch where A = 0."""
+        self._adjust_after(client, 0)
+
+    def epoch_end(self, client: Client, epoch: int) -> None:
+        """Adjust after epoch A."""
+        self._adjust_after(client, epoch + 1)
+
+    def _adjust_after(self, client: Client, epochs: int) -> None:
+        total = client.training.epochs
+        counts = self.counts(client.model, client.round, client.training.rounds)
+        if counts and epochs == min(int(self.adjust_after * total + 1e-9), total - 1):
+            self.adjust(client, counts)
+
+    def last_batches(self, client: Client) -> list[tuple[Tensor, Tensor]]:
+        """The minibatch trained on last, and others where `growth_batches` is above 1 or none was trained on yet."""
+        batches = [] if client.batch is None else [client.batch]
+        return batches + [b for _, b in zip(range(self.growth_batches - len(batches)), client.batches("growth"))]
+
+    def report(self, client: Client) -> dict[str, Section]:
+        """Weights and norm statistics; in an adjustment round also the client's mask."""
+        sections = super().report(client)
+        if not self.counts(client.model, client.round, client.training.rounds):
+            return sections
+        return sections | {"mask": Bitmap(exchange.mask(client.model))}
+
+    def expect(self, server: Server, t: int) -> dict[str, Spec]:
+        """In an adjustment round: a mask with as many active groups as the server's."""
+        specs = super().expect(server, t)
+        if not self.counts(server.model, t, server.training.rounds):
+            return specs
+        mask = exchange.mask(server.model)
+        return specs | {"mask": BitmapSpec(size=len(mask), count=int(torch.count_nonzero(mask)))}
+
+    def digest(self, server: Server, sections: Sections, t: int) -> Sections:
+        """In an adjustment round: refuse a mask of other counts a layer, and turn weights into coordinates."""
+        return coordinates.digest(server, sections) if "mask" in sections else sections
