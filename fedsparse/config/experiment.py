@@ -31,7 +31,8 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
     check_names(config)
     train, test = load_data(config) if splits is None else splits
     check_sizes(config, train)
-    parts = split(config, train)
+    public, rest = held_back(config, len(train))
+    parts = split(config, train, rest)
     model = build(config, train)
     check_smallest_batch(config, model, train, parts)
     return Experiment(
@@ -40,9 +41,11 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         train=train,
         test=test,
         parts=parts,
-        training=Training(**config.train.model_dump(), augment=config.data.augment),
+        training=Training(**config.train.model_dump(exclude={"pretrain_epochs"}), augment=config.data.augment),
         seed=config.seed,
         wire=config.wire.values,
+        public=public if len(public) else None,
+        pretrain_epochs=config.train.pretrain_epochs,
         name=config.name,
         labels={"model": config.model.name, "dataset": config.data.name},
     )
@@ -114,21 +117,30 @@ def check_sizes(config: Config, train: Samples) -> None:
         )
 
 
-def split(config: Config, train: Samples) -> list[np.ndarray]:
-    """Return the sample indices of each client, drawn from the seed of the run."""
+def held_back(config: Config, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the samples that the server holds and of those for the clients, int64, ascending."""
+    count = round(config.data.public_share * samples)
+    order = numpy_generator(config.seed, "public").permutation(samples)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def split(config: Config, train: Samples, rest: np.ndarray) -> list[np.ndarray]:
+    """Return each client's indices among those of `rest`, drawn from the seed of the run."""
     table = config.partition
+    natural = None if train.clients is None else train.clients.numpy()[rest]
     try:
-        return data.partition(
+        parts = data.partition(
             table.kind,
-            train.labels.numpy(),
+            train.labels.numpy()[rest],
             table.clients,
             numpy_generator(config.seed, "partition"),
             alpha=table.alpha,
             classes_per_client=table.classes_per_client,
             min_samples=table.min_samples,
             contiguous=table.contiguous,
-            natural=None if train.clients is None else train.clients.numpy(),
+            natural=natural,
         )
+        return [rest[part] for part in parts]
     except ValueError as error:
         raise ConfigError(
             f"partition.clients is {table.clients} and partition.kind {table.kind!r}, "

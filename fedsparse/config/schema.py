@@ -25,9 +25,9 @@ class Data(Table):
     """`[data]`: which images or which text, where they are, how many of them.
 
     `dir` is the folder of the data set's files (default: FEDSPARSE_DATA or the embedded data), `image_size` the side in
-    pixels to which images are scaled (default: their own), `train_limit` a cap on the training samples. For text,
-    `context` is the number of tokens of a sample (default: 64) and `vocab` the size of a byte-pair vocabulary (default:
-    one token a character).
+    pixels to which images are scaled (default: their own), `train_limit` a cap on the training samples, `public_share`
+    the share of them that the server keeps to pretrain the model on. For text, `context` is the number of tokens of a
+    sample (default: 64) and `vocab` the size of a byte-pair vocabulary (default: one token a character).
     """
 
     name: str = "digits"
@@ -36,6 +36,7 @@ class Data(Table):
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     train_limit: Count | None = None
     augment: bool = False
+    public_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     context: Annotated[int, Field(ge=1, le=65536)] | None = None
     vocab: Annotated[int, Field(ge=257, le=1_000_000)] | None = None
 
@@ -68,8 +69,8 @@ class Train(Table):
     """`[train]`: the rounds, and how clients train in them; see `fedsparse.federated.Training`.
 
     `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
-    `eval_every` is the number of rounds from one test of the server's model to the next. `clients_per_round` is all
-    clients unless given.
+    `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
+    server's model to the next. `clients_per_round` is all clients unless given.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -83,6 +84,7 @@ class Train(Table):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["sgd", "adam"] = "sgd"
     proximal: Annotated[float, Field(ge=0)] = 0.0
+    pretrain_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 

@@ -205,8 +205,9 @@ def bytes_so_far(run: RunRecord) -> list[float]:
 
 
 def seconds_so_far(run: RunRecord) -> list[float]:
-    """Return, for each round, the seconds up to its end."""
-    return list(accumulate(record["seconds"] for record in run.rounds))
+    """Return, for each round, the seconds up to its end, with those before the first round."""
+    opening = run.result.get("opening", {}).get("seconds", 0.0)
+    return list(accumulate((record["seconds"] for record in run.rounds), initial=opening))[1:]
 
 
 PLOTS: dict[str, Plot] = {

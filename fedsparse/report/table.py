@@ -104,6 +104,7 @@ def table_of(header: list[str], rows: list[list[str]], title: str, left: int) ->
 
 def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, measured value) for one run."""
+    perplexity = [("perplexity", f"{result['perplexity']:.2f}")] if result.get("perplexity") is not None else []
     macs = f"{count_text(result.get('macs'))} a sample ({percent_text(macs_share(result))} of dense)"
     return [
         ("method", str(result.get("method", DASH))),
@@ -113,6 +114,7 @@ def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             "accuracy",
             f"{percent_text(result.get('accuracy'))} (best {percent_text(result.get('best_accuracy'))})",
         ),
+        *perplexity,
         ("density", percent_text(result.get("density"))),
         ("multiply-adds", macs),
         ("a round", f"{seconds_text(result.get('seconds_per_round'))} (median)"),

@@ -73,6 +73,7 @@ def write_run(folder: Path, name: str, method: str, density: float, rounds: int 
         "peak_bytes": max(record["peak_bytes"] for record in records),
         "bytes_down": sum(record["bytes_down"] for record in records),
         "bytes_up": sum(record["bytes_up"] for record in records),
+        "opening": {"bytes_down": 0, "bytes_up": 0, "seconds": 2.5},
         "total_seconds": sum(record["seconds"] for record in records),
         "status": "complete",
         "seed": 1,

@@ -59,6 +59,14 @@ def test_bytes_add_up_along_their_axis(three_runs: list[Path]) -> None:
     assert axes.get_xscale() == "log"
 
 
+def test_time_counts_what_came_before_the_first_round(three_runs: list[Path]) -> None:
+    """The fixture's opening takes 2.5 s, so the first point lies at 2.5 s and one round."""
+    run = read_runs(three_runs)[0]
+    with styled():
+        line = PLOTS["accuracy_over_seconds"]([run]).axes[0].get_lines()[0]  # type: ignore[union-attr]
+    assert line.get_xdata()[0] == 2.5 + run.rounds[0]["seconds"]
+
+
 @pytest.mark.parametrize("name", list(PLOTS))
 @pytest.mark.parametrize("count", [1, 3])
 def test_labels_stay_inside_the_figure_and_apart(three_runs: list[Path], name: str, count: int) -> None:

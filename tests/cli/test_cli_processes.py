@@ -1,0 +1,101 @@
+"""Real runs in processes of their own: complete, interrupted by Ctrl-C, out of disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRIAL = """
+[data]
+train_limit = 100
+[partition]
+clients = 3
+[model]
+width = 0.25
+[train]
+rounds = 2
+[method]
+name = "fedtiny"
+density = 0.3
+interval = 1
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fedsparse", *arguments]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "trial.toml").write_text(TRIAL)
+    return tmp_path
+
+
+def test_a_run_completes_with_records_result_and_report(folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        command("run", "trial.toml", "--format", "json"),
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    run = folder / result["folder"]
+    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert (result["status"], result["method"], len(rounds)) == ("complete", "fedtiny", 2)
+    assert result["bytes_up"] == sum(record["bytes_up"] for record in rounds)
+    assert json.loads((run / "result.json").read_text()) == {k: v for k, v in result.items() if k != "folder"}
+    assert (run / "report.html").exists()
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["trial: round 1/2", "trial: round 2/2"]
+
+
+def test_ctrl_c_keeps_the_rounds_so_far(folder: Path, environment: dict[str, str]) -> None:
+    rounds = folder / "out" / "rounds.jsonl"
+    with subprocess.Popen(
+        command("run", "trial.toml", "--out", "out", "--set", "train.rounds=100000"),
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not (rounds.exists() and rounds.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted after" in out
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert 2 <= result["rounds"] == len(rounds.read_text().splitlines())
+    assert (folder / "out" / "report.html").exists()
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence(folder: Path, environment: dict[str, str]) -> None:
+    """Files of at most 3000 bytes hold the configuration and some rounds, but not 100."""
+    done = subprocess.run(
+        command("run", "trial.toml", "--out", "out", "--quiet", "--set", "train.rounds=100"),
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False, preexec_fn=limit_files,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: out cannot be written: the disk is full; its rounds so far are kept\n"
+    assert (folder / "out" / "rounds.jsonl").read_text().count("\n") >= 1
+    assert not (folder / "out" / "result.json").exists()

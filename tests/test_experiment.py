@@ -1,0 +1,60 @@
+"""From a configuration to an experiment: seeds, shares, splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsparse.config import ConfigError, from_tables
+from fedsparse.config.experiment import experiment_of
+from fedsparse.federated import Experiment
+
+
+def experiment(**tables: Any) -> Experiment:
+    return experiment_of(from_tables({"method": {"name": "fedavg"}} | tables))
+
+
+def test_every_sample_belongs_to_one_client() -> None:
+    made = experiment(partition={"clients": 7})
+    assert len(made.parts) == 7
+    assert made.public is None
+    assert np.array_equal(np.sort(np.concatenate(made.parts)), np.arange(len(made.train)))
+
+
+def test_the_public_share_is_no_clients() -> None:
+    """A quarter of 1442 images, rounded: 360."""
+    made = experiment(data={"public_share": 0.25}, train={"pretrain_epochs": 3})
+    assert made.public is not None
+    assert len(made.public) == 360
+    assert made.pretrain_epochs == 3
+    assert np.array_equal(np.sort(np.concatenate([made.public, *made.parts])), np.arange(1442))
+
+
+def test_the_seed_draws_model_and_split() -> None:
+    first, same, other = experiment(seed=1), experiment(seed=1), experiment(seed=2)
+    assert all((a == b).all() for a, b in zip(first.model.parameters(), same.model.parameters()))
+    assert all(np.array_equal(a, b) for a, b in zip(first.parts, same.parts))
+    assert not all((a == b).all() for a, b in zip(first.model.parameters(), other.model.parameters()))
+    assert not all(np.array_equal(a, b) for a, b in zip(first.parts, other.parts))
+
+
+def test_the_tables_reach_the_experiment() -> None:
+    made = experiment(
+        name="trial",
+        data={"augment": True, "train_limit": 200, "image_size": 8},
+        model={"name": "resnet20", "norm": "group", "width": 0.5},
+        train={"rounds": 3, "lr": 0.5, "optimizer": "adam", "lr_schedule": "cosine", "proximal": 0.1},
+        wire={"values": "fp16"},
+    )
+    training = made.training
+    assert (training.rounds, training.lr, training.optimizer, training.proximal) == (3, 0.5, "adam", 0.1)
+    assert (training.lr_schedule, training.augment, made.wire, made.name) == ("cosine", True, "fp16", "trial")
+    assert (len(made.train), made.train.batch(np.array([0]))[0].shape) == (200, (1, 1, 8, 8))
+    assert made.labels == {"model": "resnet20", "dataset": "digits"}
+
+
+def test_text_needs_a_model_of_text() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name is 'cnn' but data\.name is 'text:x'"):
+        experiment(data={"name": "text:x"})
