@@ -119,9 +119,12 @@ def test_sentences_name_field_value_and_range(key: str, value: object, sentence:
         (
             {"partition": {"client": 3}},
             "partition.client is not a key of [partition]; did you mean 'clients'? "
-            "(keys: alpha, classes_per_client, clients, kind, min_samples)",
+            "(keys: alpha, classes_per_client, clients, contiguous, kind, min_samples)",
         ),
-        ({"partition": {"kind": "iidd"}}, "partition.kind is 'iidd' but must be one of 'iid', 'dirichlet', 'shards'"),
+        (
+            {"partition": {"kind": "iidd"}},
+            "partition.kind is 'iidd' but must be one of 'iid', 'dirichlet', 'shards', 'quantity', 'natural'",
+        ),
         ({"wire": 3}, "wire is 3 but must be a table of the keys values"),
         ({"data": {"image_size": 2}}, "data.image_size is 2 but must be a whole number from 4 to 1024"),
     ],

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsparse.data import partition
-from fedsparse.data.partition import KINDS
 
+# Natural clients are not drawn: they have tests of their own.
+KINDS = ("iid", "dirichlet", "shards", "quantity")
 BALANCED = np.repeat(np.arange(10), 100)
 
 
@@ -130,7 +131,7 @@ def test_seeds_differ() -> None:
 @pytest.mark.parametrize(
     ("kind", "clients", "asked", "sentence"),
     [
-        ("random", 5, {}, "partition kind must be one of iid, dirichlet, shards, not 'random'"),
+        ("random", 5, {}, "partition kind must be one of iid, dirichlet, shards, quantity, natural, not 'random'"),
         ("iid", 0, {}, "clients must be at least 1, not 0"),
         ("iid", 5, {"min_samples": 0}, "min_samples must be at least 1, not 0"),
         ("shards", 5, {"classes_per_client": 0}, "classes_per_client must be at least 1, not 0"),
@@ -161,3 +162,61 @@ def test_impossible_asks_get_one_sentence(kind: str, clients: int, asked: dict, 
 def test_labels_of_the_wrong_kind_are_refused(labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="labels must be integers"):
         split("iid", labels, 2)
+
+
+def test_quantity_gives_the_minimum_and_a_dirichlet_share_of_the_rest() -> None:
+    parts = split("quantity", BALANCED, 5, alpha=0.3, min_samples=20)
+    share = np.random.default_rng(0).dirichlet(np.full(5, 0.3))
+    cuts = np.rint(np.cumsum(share) * (1000 - 5 * 20))
+    assert [len(part) for part in parts] == (20 + np.diff(cuts, prepend=0)).astype(int).tolist()
+    # Shuffled: every part of some size holds every class.
+    assert all(len(np.unique(BALANCED[part])) == 10 for part in parts if len(part) > 100)
+
+
+def test_quantity_skew_follows_alpha() -> None:
+    def spread(alpha: float) -> float:
+        sizes = [len(part) for part in split("quantity", BALANCED, 10, alpha=alpha)]
+        return max(sizes) / 100
+
+    assert spread(1e4) < 1.2
+    assert spread(0.05) > 4
+
+
+def test_contiguous_parts_are_runs_of_the_samples_in_order() -> None:
+    parts = split("quantity", BALANCED, 6, alpha=0.5, min_samples=3, contiguous=True)
+    assert np.array_equal(np.concatenate(parts), np.arange(1000))
+    assert_cover(parts, 1000, 3)
+
+
+def test_natural_clients_keep_their_samples() -> None:
+    natural = np.array([2, 0, 1, 2, 2, 0])
+    parts = split("natural", np.zeros(6, dtype=np.int64), 3, natural=natural)
+    assert [part.tolist() for part in parts] == [[1, 5], [2], [0, 3, 4]]
+
+
+def test_fewer_clients_get_whole_natural_clients_as_many_each() -> None:
+    natural = np.repeat(np.arange(30), 5)
+    parts = split("natural", np.zeros(150, dtype=np.int64), 7, natural=natural)
+    assert_cover(parts, 150, 20)
+    owners = [set(natural[part]) for part in parts]
+    assert {len(names) for names in owners} == {4, 5}
+    assert sum(len(names) for names in owners) == 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "sentence"),
+    [
+        ("natural", {}, "needs a data set that says which client each sample is from"),
+        ("natural", {"natural": np.arange(7)}, "a client for each of the 1000 samples"),
+        ("natural", {"natural": np.arange(1000) % 3}, "there are 3 natural clients, .* at most that, not 5"),
+        ("natural", {"natural": np.arange(1000) % 5, "min_samples": 200}, None),
+        ("natural", {"natural": np.arange(1000) // 201, "min_samples": 200}, "client 4 has 196 samples"),
+        ("iid", {"contiguous": True}, "contiguous is for partition kind 'quantity', not 'iid'"),
+    ],
+)
+def test_natural_and_contiguous_asks(kind: str, asked: dict, sentence: str | None) -> None:
+    if sentence is None:
+        assert len(split(kind, BALANCED, 5, **asked)) == 5
+        return
+    with pytest.raises(ValueError, match=sentence):
+        split(kind, BALANCED, 5, **asked)

@@ -25,6 +25,9 @@ def test_available_says_where_or_how(tmp_path: Path, write_idx_set: Callable[...
     for name in ("fashion-mnist", "cifar10", "cifar100", "svhn"):
         assert facts[name].startswith("missing: set download to true, or ")
         assert str(tmp_path) in facts[name]
+    for name in ("cinic10", "tinyimagenet"):
+        assert facts[name].startswith("missing: unpack ")
+        assert str(tmp_path) in facts[name]
 
 
 def test_an_unknown_name_gets_the_choices_and_the_nearest() -> None:
@@ -87,29 +90,6 @@ def test_digits_limit_is_balanced() -> None:
     assert len(test) == 355
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "classes", "mark"),
-    [("cifar10", "CIFAR10", 10, "cifar-10-batches-py"), ("cifar100", "CIFAR100", 100, "cifar-100-python")],
-)
-def test_cifar_layout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, classes: int, mark: str
-) -> None:
-    """torchvision holds [n, h, w, c] and lists of labels; stored are [n, c, h, w] and int64."""
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-
-    def stored(root: Path, train: bool) -> SimpleNamespace:
-        assert root == tmp_path / name
-        count = 4 if train else 2
-        return SimpleNamespace(data=pixels[:count], targets=[classes - 1, 0, 1, 2][:count])
-
-    monkeypatch.setattr(torchvision.datasets, kind, stored)
-    (tmp_path / name / mark).mkdir(parents=True)
-    train, test = data.load(name, root=tmp_path)
-    assert (train.classes, len(train), len(test)) == (classes, 4, 2)
-    assert np.array_equal(train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert train.labels.tolist() == [classes - 1, 0, 1, 2]
-
-
 def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     counts = {"train": 4, "test": 3}
@@ -125,21 +105,29 @@ def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(train.images.numpy(), pixels)
 
 
+def test_svhn_files_that_are_not_the_published_ones_are_never_parsed(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        path = tmp_path / "svhn" / f"{split}_32x32.mat"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"not the published file")
+    with pytest.raises(DataError, match="svhn in .* is incomplete or corrupt"):
+        data.load("svhn", root=tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("name", "files"),
+    ("name", "is_known"),
     [
-        ("cifar10", [f"cifar-10-batches-py/data_batch_{n}" for n in range(1, 6)] + ["cifar-10-batches-py/test_batch"]),
-        ("cifar100", ["cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"]),
-        ("svhn", ["train_32x32.mat", "test_32x32.mat"]),
+        ("digits", True),
+        ("imagefolder:x", True),
+        ("text:a:b", True),
+        ("npz:x.npz", True),
+        ("npz:", False),
+        ("npz", False),
+        ("digits:x", False),
+        ("imagefolder:PATH", True),
+        ("tinyimagenet", True),
+        ("birds", False),
     ],
 )
-def test_files_that_are_not_the_published_ones_are_never_parsed(tmp_path: Path, name: str, files: list[str]) -> None:
-    """The content would run code if it were unpickled: it must be refused by its checksum alone."""
-    trap = tmp_path / "executed"
-    for file in files:
-        path = tmp_path / name / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"cbuiltins\nopen\n(S'" + str(trap).encode() + b"'\nS'w'\ntR.")
-    with pytest.raises(DataError, match=f"{name} in .* is incomplete or corrupt"):
-        data.load(name, root=tmp_path)
-    assert not trap.exists()
+def test_known_names(name: str, is_known: bool) -> None:
+    assert data.known(name) == is_known

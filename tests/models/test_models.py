@@ -5,6 +5,8 @@ from torch import nn
 from fedsparse import data, models
 from fedsparse.models.layers import norm_layer
 
+IMAGES = models.names(text=False)
+
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
@@ -25,6 +27,9 @@ def parameters(model: nn.Module) -> int:
         ("resnet18", 3, 32, 11_173_962),
         # 9*(48 + 6*256 + 512 + 5*1024 + 2048 + 5*4096) + 2*688 + 650
         ("resnet20", 3, 32, 269_722),
+        # as torchvision's ImageNet version with 10 classes: the strides differ, the weights do not
+        ("shufflenetv2", 3, 32, 1_263_854),
+        ("mobilenetv2", 3, 32, 2_236_682),
     ],
 )
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -32,7 +37,7 @@ def test_parameter_counts(name: str, channels: int, size: int, count: int, norm:
     assert parameters(models.build(name, 10, channels, size, norm)) == count
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize(
     ("channels", "size"),
@@ -51,7 +56,16 @@ def test_every_parameter_gets_a_finite_gradient(name: str, norm: str, channels: 
         assert parameter.grad.abs().max() > 0
 
 
-SMALLEST = [("cnn", 4), ("cnn-fedavg", 4), ("mlp", 1), ("resnet18", 8), ("resnet20", 4), ("vgg11", 32)]
+SMALLEST = [
+    ("cnn", 4),
+    ("cnn-fedavg", 4),
+    ("mlp", 1),
+    ("mobilenetv2", 8),
+    ("resnet18", 8),
+    ("resnet20", 4),
+    ("shufflenetv2", 8),
+    ("vgg11", 32),
+]
 
 
 @pytest.mark.parametrize(("name", "smallest"), SMALLEST)
@@ -66,10 +80,10 @@ def test_smallest_image(name: str, smallest: int, norm: str) -> None:
 
 
 def test_the_table_of_smallest_images_is_complete() -> None:
-    assert [name for name, _ in SMALLEST] == models.names()
+    assert [name for name, _ in SMALLEST] == IMAGES
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 def test_the_seed_decides_the_weights(name: str) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
@@ -80,7 +94,7 @@ def test_the_seed_decides_the_weights(name: str) -> None:
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 def test_he_initialisation(name: str) -> None:
     """Std sqrt(2 / fan_in) in every large layer, sqrt(1 / fan_in) in the classifier, biases 0."""
     torch.manual_seed(0)
@@ -94,7 +108,7 @@ def test_he_initialisation(name: str) -> None:
         assert layer.weight.std().item() == pytest.approx(expected, rel=4 / layer.weight.numel() ** 0.5)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_layers_are_plain_and_convolutions_before_a_norm_have_no_bias(name: str, norm: str) -> None:
     model = models.build(name, 10, norm=norm)
@@ -106,7 +120,7 @@ def test_layers_are_plain_and_convolutions_before_a_norm_have_no_bias(name: str,
     assert layers[-1].out_features == 10
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet20", "vgg11"])
+@pytest.mark.parametrize("name", ["cnn", "mobilenetv2", "resnet18", "resnet20", "shufflenetv2", "vgg11"])
 def test_norm_decides_the_norm_layers(name: str) -> None:
     for norm, kind in (("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)):
         kinds = {type(m) for m in models.build(name, 10, norm=norm).modules()}
@@ -120,7 +134,7 @@ def test_groups_of_sixteen_channels(channels: int, groups: int) -> None:
     assert layer.num_groups == groups
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 def test_width_scales_hidden_layers_only(name: str) -> None:
     narrow, wide = models.build(name, 10, width=0.5), models.build(name, 10, width=2)
     first_narrow, first_wide = (
@@ -131,7 +145,7 @@ def test_width_scales_hidden_layers_only(name: str) -> None:
     assert parameters(models.build(name, 10, width=1e-6)) < parameters(narrow) < parameters(wide)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", IMAGES)
 def test_in_place_activations_change_no_gradient(name: str) -> None:
     def gradients(in_place: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
@@ -178,7 +192,8 @@ def test_resnet20_shortcuts_have_no_parameters_and_pad_with_zeros() -> None:
     ("arguments", "sentence"),
     [
         ({"name": "resnet-18"}, "unknown model 'resnet-18': .*did you mean 'resnet18'"),
-        ({"name": "transformer"}, "choose one of cnn, cnn-fedavg, mlp, resnet18, resnet20, vgg11$"),
+        ({"name": "transformer"}, "choose one of cnn, cnn-fedavg, gpt, gpt2-32m, mlp, mobilenetv2, resnet18, "),
+        ({"name": "gpt", "context": 0}, "context must be at least 1, not 0"),
         ({"norm": "layer"}, "norm must be one of batch, group, not 'layer'"),
         ({"classes": 0}, "classes must be at least 1, not 0"),
         ({"channels": 0}, "channels must be at least 1, not 0"),
