@@ -1,5 +1,5 @@
-// relu_bits: one bit an element, where a ReLU's output is not 0.  relu_gradient: gy where the bit is set,
-// else 0.
+// relu_bits: one bit an element, where a ReLU's output is above 0 and below the limit.  relu_gradient: gy
+// where the bit is set, else 0.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -23,15 +23,16 @@ void over_words_parallel(int64_t elements, const Body& body) {
   });
 }
 
-Tensor relu_bits(Tensor y_in) {
+Tensor relu_bits(Tensor y_in, double limit) {
   const Tensor y = checked_floats("relu_bits", "y", torch::stable::flatten(y_in), 1);
   const Tensor bits = torch::stable::new_empty(y, {bitmap_bytes(y.numel())}, ScalarType::Byte);
   by_type(y, [&](auto zero) {
     const auto* in = in_ptr<decltype(zero)>(y);
+    const auto high = static_cast<decltype(zero)>(limit);
     over_words_parallel(y.numel(), [&](int64_t first, int64_t count) {
       const auto* at = in + first;
       // A NaN passes its gradient on, as in torch.
-      const uint64_t word = flag_word(count, [&](int64_t i) { return !(at[i] <= 0); });
+      const uint64_t word = flag_word(count, [&](int64_t i) { return !(at[i] <= 0 || at[i] >= high); });
       write_word(out_ptr<uint8_t>(bits), first, count, word);
     });
   });

@@ -4,6 +4,7 @@
     convolution  conv2d, conv2d_input, conv2d_weight       likewise
     layout       unpack, gather                            values to the dense weight and back
     selection    topk, topk_segmented, grow_scores
+    activations  pack_activation, relu                     what is kept of them for the backward pass
 
 `use_backend` forces a back end, `active_backend` says which one runs.
 """
@@ -12,6 +13,8 @@ from fedsparse.ops.backend import BACKENDS, active_backend, use_backend
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.grow_scores import grow_scores
 from fedsparse.ops.load import compiled, load_libraries
+from fedsparse.ops.pack_activation import PackedActivation, pack_activation
+from fedsparse.ops.relu_bits import relu
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
 from fedsparse.ops.topk import topk, topk_segmented
 from fedsparse.ops.unpack import gather, unpack
@@ -20,6 +23,7 @@ load_libraries()
 
 __all__ = [
     "BACKENDS",
+    "PackedActivation",
     "active_backend",
     "compiled",
     "conv2d",
@@ -27,6 +31,8 @@ __all__ = [
     "conv2d_weight",
     "gather",
     "grow_scores",
+    "pack_activation",
+    "relu",
     "sddmm",
     "spmm",
     "spmm_t",

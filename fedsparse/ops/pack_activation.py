@@ -1,0 +1,129 @@
+"""Of an activation keep only the entries of largest magnitude: pack_activation, unpack_activation.
+
+    pack_activation(x)     of each sample x[b], n entries, the round(share * n) of largest |x|, at least 1:
+                           a bitmap, the kept values in order, and where each sample's values start
+    unpack_activation(p)   the tensor of x's shape with zeros at all other places
+
+The share is taken in each sample, not over the batch: what is kept of a sample, and so its part of a gradient, does
+not depend on which others are in its batch, no sample is left with nothing, and samples need no common threshold.
+Of equal magnitudes the lower index is kept. Zeros are never stored, so that a share of 1 is lossless and still small
+after a ReLU. NaN counts as the largest magnitude. Values are stored in x's dtype, or float32 ones as bfloat16.
+
+No gradients: this is what a backward pass keeps, not a step of a forward pass.
+Back ends: cpu (C++: radix selection), dense and reference (torch, any device).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsparse.ops.backend import checked_backend
+from fedsparse.ops.load import define, require_compiled
+
+define("pack_activation(Tensor x, int count, bool bfloat16) -> (Tensor, Tensor, Tensor)")
+define("unpack_activation(Tensor bits, Tensor values, Tensor starts, int n) -> Tensor")
+
+
+@torch.library.register_fake("fedsparse::pack_activation")
+def _(x: Tensor, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    bits = x.new_empty(x.shape[0], (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    values = x.new_empty(kept, dtype=torch.bfloat16 if bfloat16 else x.dtype)
+    return bits, values, x.new_empty(x.shape[0] + 1, dtype=torch.int64)
+
+
+@torch.library.register_fake("fedsparse::unpack_activation")
+def _(bits: Tensor, values: Tensor, starts: Tensor, n: int) -> Tensor:
+    dtype = torch.float32 if values.dtype == torch.bfloat16 else values.dtype
+    return values.new_empty(bits.shape[0], n, dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedActivation:
+    """A packed activation of shape [B, ...] with n entries a sample.
+
+    bits: uint8 [B, ceil(n / 8)], entry i of a sample is bit i % 8 of byte i // 8. values: [kept], sample by sample.
+    starts: int64 [B + 1], sample b owns values starts[b] to starts[b + 1].
+    """
+
+    bits: Tensor
+    values: Tensor
+    starts: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three tensors."""
+        return self.bits.nbytes + self.values.nbytes + self.starts.nbytes
+
+    def unpack(self) -> Tensor:
+        """The activation with zeros where nothing was kept; bfloat16 values come back as float32."""
+        n = torch.Size(self.shape[1:]).numel()
+        unpacked = _BACKENDS[checked_backend("unpack_activation", _BACKENDS, self.values.device)][1]
+        return unpacked(self.bits, self.values, self.starts, n).reshape(self.shape)
+
+
+def pack_activation(x: Tensor, share: float, bfloat16: bool = False) -> PackedActivation:
+    """Keep of each sample of x [B, ...] the share of its entries that has the largest magnitudes.
+
+    ValueError where x is no batch of floats, the share is outside (0, 1], or float64 is to be stored as bfloat16.
+    """
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(f"pack_activation: x must be floats of shape [B, ...], not {x.dtype} {tuple(x.shape)}.")
+    if not 0 < share <= 1:
+        raise ValueError(f"pack_activation: share must be in (0, 1], not {share}.")
+    if bfloat16 and x.dtype != torch.float32:
+        raise ValueError(f"pack_activation: only float32 is stored as bfloat16, not {x.dtype}.")
+    backend = checked_backend("pack_activation", _BACKENDS, x.device)
+    if backend == "cpu":
+        require_compiled("cpu")
+    flat = x.detach().flatten(1)
+    count = min(flat.shape[1], max(1, round(share * flat.shape[1])))
+    with torch.no_grad():
+        bits, values, starts = _BACKENDS[backend][0](flat, count, bfloat16)
+    return PackedActivation(bits, values, starts, tuple(x.shape))
+
+
+def _reference_pack(x: Tensor, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    size = x.abs().nan_to_num_(nan=float("inf"), posinf=float("inf"))
+    keep = torch.zeros_like(x, dtype=torch.bool)
+    if count and x.numel():
+        threshold = torch.topk(size, count, dim=1, sorted=False).values.amin(1, keepdim=True)
+        keep = size > threshold
+        ties = (size == threshold) & (threshold > 0)
+        room = count - keep.sum(1, keepdim=True, dtype=torch.int32)
+        keep |= ties & (ties.cumsum(1, dtype=torch.int32) <= room)
+    values = x[keep]
+    starts = torch.nn.functional.pad(keep.sum(1).cumsum(0), (1, 0))
+    return pack_bits(keep), values.bfloat16() if bfloat16 else values, starts
+
+
+def _reference_unpack(bits: Tensor, values: Tensor, starts: Tensor, n: int) -> Tensor:
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    x = values.new_zeros(bits.shape[0], n)
+    x[unpack_bits(bits, n)] = values
+    return x
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """uint8 [B, ceil(n / 8)] of bool [B, n]; bit i % 8 of byte i // 8 is flag i."""
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.shape[1] % 8))
+    weights = 2 ** torch.arange(8, device=flags.device, dtype=torch.uint8)
+    return (padded.unflatten(1, (-1, 8)) * weights).sum(2, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, n: int) -> Tensor:
+    """Bool [B, n] of uint8 [B, ceil(n / 8)]."""
+    places = torch.arange(8, device=bits.device, dtype=torch.uint8)
+    return (bits[:, :, None] >> places & 1).bool().flatten(1)[:, :n]
+
+
+_BACKENDS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "cpu": (torch.ops.fedsparse.pack_activation, torch.ops.fedsparse.unpack_activation),
+    "dense": (_reference_pack, _reference_unpack),
+    "reference": (_reference_pack, _reference_unpack),
+}
