@@ -102,11 +102,16 @@ def merge(server: Server, total: Total, idle: int = 0) -> Merged:
     held = share + mine > 0
     merged = torch.where(held, summed / (share + mine), 0.0).float()
     _, rest = exchange.split_parameters(server.model, exchange.parameters(server.model))
-    blend = [
-        ((new.double() + old * now) / (1 + old)).float()
-        for new, now in ((total.mean("rest"), rest), (total.mean("buffers"), exchange.buffers(server.model)))
-    ]
-    return Merged(merged, held, *blend)
+    buffers = exchange.buffers(server.model)
+    return Merged(
+        merged, held, mean_with_idle(total, "rest", rest, idle), mean_with_idle(total, "buffers", buffers, idle)
+    )
+
+
+def mean_with_idle(total: Total, name: str, now: Tensor, idle: int) -> Tensor:
+    """The mean of the reports' section and of the server's present numbers `now`, which weigh `idle` samples."""
+    old = idle / total.accepted
+    return ((total.mean(name).double() + old * now) / (1 + old)).float()
 
 
 def load_largest(server: Server, merged: Merged) -> None:

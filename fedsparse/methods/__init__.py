@@ -9,9 +9,10 @@ from importlib.metadata import entry_points
 from fedsparse.federated.method import Method
 from fedsparse.methods.fedavg import FedAvg
 from fedsparse.methods.feddst import FedDST
+from fedsparse.methods.fedsgc import FedSGC
 from fedsparse.methods.fedtiny import FedTiny
 
-_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedTiny)
+_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedSGC, FedTiny)
 
 
 @cache
@@ -39,4 +40,4 @@ def get(name: str) -> type[Method]:
     return _registry()[name]
 
 
-__all__ = ["FedAvg", "FedDST", "FedTiny", "get", "names"]
+__all__ = ["FedAvg", "FedDST", "FedSGC", "FedTiny", "get", "names"]
