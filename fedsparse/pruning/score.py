@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsparse.pruning.masks import Distribution, masks_from_scores
 
@@ -41,12 +42,14 @@ def grasp(
     parameters = list(weights.values())
     scores = [torch.zeros_like(w) for w in parameters]
     batches = list(batches)
-    mean = [g.detach() for g in _gradients(model, parameters, batches, lambda z, y: loss(z / temperature, y))]
-    for x, y in batches:
-        gradients = torch.autograd.grad(loss(model(x) / temperature, y), parameters, create_graph=True)
-        product = torch.stack([(g * m).sum() for g, m in zip(gradients, mean)]).sum()
-        for score, w, hg in zip(scores, parameters, torch.autograd.grad(product, parameters)):
-            score += w.detach() * hg
+    # Fused attention has no second derivative, its plain formula has.
+    with sdpa_kernel(SDPBackend.MATH):
+        mean = [g.detach() for g in _gradients(model, parameters, batches, lambda z, y: loss(z / temperature, y))]
+        for x, y in batches:
+            gradients = torch.autograd.grad(loss(model(x) / temperature, y), parameters, create_graph=True)
+            product = torch.stack([(g * m).sum() for g, m in zip(gradients, mean)]).sum()
+            for score, w, hg in zip(scores, parameters, torch.autograd.grad(product, parameters)):
+                score += w.detach() * hg
     return {name: score / len(batches) for name, score in zip(weights, scores)}
 
 

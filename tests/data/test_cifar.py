@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torchvision.datasets.utils
 
 from fedsparse import data
 from fedsparse.data import DataError, cifar
+
+Damage = Callable[[bytes], bytes]
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_pixels_and_fine_labels(tmp_path: Path, small: dict[str, cifar.Layout], 
         (lambda content: b"\x0a" + content[1:], r"holds the label 10: labels must lie in 0\.\.9"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, small: dict[str, cifar.Layout], damage, sentence: str) -> None:  # noqa: ANN001
+def test_other_files_are_refused(tmp_path: Path, small: dict[str, cifar.Layout], damage: Damage, sentence: str) -> None:
     write(tmp_path, small["cifar10"])
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     path.write_bytes(damage(path.read_bytes()))

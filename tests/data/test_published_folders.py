@@ -93,5 +93,7 @@ def test_another_number_of_classes_is_refused(tiny: Path, write_image: Write) ->
 
 
 def test_no_download_is_offered(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'cinic10' was not found in .*: unpack CINIC-10\.tar\.gz into a folder cinic10"):
+    with pytest.raises(
+        DataError, match=r"'cinic10' was not found in .*: unpack CINIC-10\.tar\.gz into a folder cinic10"
+    ):
         data.load("cinic10", root=tmp_path, download=True)
