@@ -35,6 +35,7 @@ ISA_FLAGS = {
     "portable": "",
 }
 ISAS = list(ISA_FLAGS) if X86 else ["portable"]
+X86_FLAG = " -DFEDSPARSE_X86" if X86 else ""
 
 
 def _sources(pattern: str) -> list[str]:
@@ -113,7 +114,7 @@ class _Plan:
     def ops(self, output: str) -> None:
         objects = []
         for source in _sources("cpu/*.cpp"):
-            objects.append(self.compile("cxx", source, self.torch_flags))
+            objects.append(self.compile("cxx", source, self.torch_flags + X86_FLAG))
         for source in _sources("cpu/isa/*.cpp"):
             for isa in ISAS:
                 objects.append(

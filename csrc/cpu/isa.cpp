@@ -16,7 +16,7 @@ namespace {
 // Best first.
 std::vector<const Isa*> runnable() {
   std::vector<const Isa*> found;
-#if defined(__x86_64__)
+#if defined(FEDSPARSE_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

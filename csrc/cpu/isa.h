@@ -86,7 +86,7 @@ struct Isa {
 };
 
 extern const Isa kIsa_portable;
-#if defined(__x86_64__)
+#if defined(FEDSPARSE_X86)
 extern const Isa kIsa_avx2;
 extern const Isa kIsa_avx512;
 #endif

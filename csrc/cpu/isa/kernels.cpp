@@ -3,6 +3,10 @@
 // shared with another object file could otherwise be linked in with instructions that this machine lacks.
 #include "../isa.h"
 
+#if defined(__clang__)
+#include <utility>
+#endif
+
 namespace fedsparse {
 namespace {
 
@@ -17,9 +21,21 @@ constexpr int kVectorBytes = 16;
 constexpr int kTilePixels = 8;
 #endif
 
+template <int Bytes>
+struct IntegerOf;
+template <>
+struct IntegerOf<4> {
+  typedef int32_t type;
+};
+template <>
+struct IntegerOf<8> {
+  typedef int64_t type;
+};
+
 template <typename T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef typename IntegerOf<sizeof(T)>::type index __attribute__((vector_size(kVectorBytes)));
   typedef T loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
 };
 template <typename T>
@@ -138,40 +154,55 @@ void gather(const Gather<T>& g, int64_t row_begin, int64_t row_end) {
 // ---- shuffles
 // ----------------------------------------------------------------------------------------------------
 
-template <typename T>
-struct IndexOf;
-template <>
-struct IndexOf<float> {
-  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct IndexOf<double> {
-  typedef int64_t type __attribute__((vector_size(kVectorBytes)));
-};
+// Lane j of the result is lane Lane::of(j) of a followed by b.
+#if defined(__clang__)
+template <typename Lane, typename T, int... J>
+inline Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b, std::integer_sequence<int, J...>) {
+  return __builtin_shufflevector(a, b, Lane::of(J)...);
+}
+template <typename Lane, typename T>
+inline Vec<T> shuffle(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<Lane, T>(a, b, std::make_integer_sequence<int, kWidth<T>>{});
+}
+#else
+template <typename Lane, typename T>
+inline Vec<T> shuffle(Vec<T> a, Vec<T> b) {
+  typename VectorOf<T>::index lanes;
+#pragma GCC unroll 16
+  for (int j = 0; j < kWidth<T>; ++j) lanes[j] = Lane::of(j);
+  return __builtin_shuffle(a, b, lanes);
+}
+#endif
 
 // Lanes of a where bit D of the lane number is clear, of b where it is set.
-template <int D, typename T>
-inline Vec<T> straight(Vec<T> a, Vec<T> b) {
-  typename IndexOf<T>::type pick;
-#pragma GCC unroll 16
-  for (int j = 0; j < kWidth<T>; ++j) pick[j] = (j & D) ? kWidth<T> + j : j;
-  return __builtin_shuffle(a, b, pick);
-}
+template <int D, int Width>
+struct Straight {
+  static constexpr int of(int j) { return (j & D) ? Width + j : j; }
+};
 
 // The other half: a[j + D] where bit D of j is clear, b[j - D] where it is set.
-template <int D, typename T>
-inline Vec<T> crossed(Vec<T> a, Vec<T> b) {
-  typename IndexOf<T>::type pick;
-#pragma GCC unroll 16
-  for (int j = 0; j < kWidth<T>; ++j) pick[j] = (j & D) ? kWidth<T> + j - D : j + D;
-  return __builtin_shuffle(a, b, pick);
-}
+template <int D, int Width>
+struct Crossed {
+  static constexpr int of(int j) { return (j & D) ? Width + j - D : j + D; }
+};
+
+// The two halves of a transpose: the lanes with bit D clear of both, and those with it set.
+template <int D, int Width>
+struct Low {
+  static constexpr int of(int j) { return (j & D) ? Width + j - D : j; }
+};
+template <int D, int Width>
+struct High {
+  static constexpr int of(int j) { return (j & D) ? Width + j : j + D; }
+};
 
 // r[0] of the result holds, in lane j, the sum of the lanes of r[j].
 template <int D, typename T>
 inline void sum_lanes(Vec<T> (&r)[kWidth<T>]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < D; ++i) r[i] = straight<D, T>(r[i], r[i + D]) + crossed<D, T>(r[i], r[i + D]);
+  for (int i = 0; i < D; ++i)
+    r[i] = shuffle<Straight<D, kWidth<T>>, T>(r[i], r[i + D]) +
+           shuffle<Crossed<D, kWidth<T>>, T>(r[i], r[i + D]);
   if constexpr (D > 1) sum_lanes<D / 2, T>(r);
 }
 
@@ -182,14 +213,8 @@ inline void transpose(Vec<T> (&r)[kWidth<T>]) {
   for (int i = 0; i < kWidth<T>; ++i) {
     if (i & D) continue;
     const Vec<T> a = r[i], b = r[i + D];
-    typename IndexOf<T>::type low, high;
-#pragma GCC unroll 16
-    for (int j = 0; j < kWidth<T>; ++j) {
-      low[j] = (j & D) ? kWidth<T> + j - D : j;
-      high[j] = (j & D) ? kWidth<T> + j : j + D;
-    }
-    r[i] = __builtin_shuffle(a, b, low);
-    r[i + D] = __builtin_shuffle(a, b, high);
+    r[i] = shuffle<Low<D, kWidth<T>>, T>(a, b);
+    r[i + D] = shuffle<High<D, kWidth<T>>, T>(a, b);
   }
   if constexpr (D > 1) transpose<D / 2, T>(r);
 }
