@@ -9,10 +9,11 @@ from importlib.metadata import entry_points
 from fedsparse.federated.method import Method
 from fedsparse.methods.fedavg import FedAvg
 from fedsparse.methods.feddst import FedDST
+from fedsparse.methods.fedrts import FedRTS
 from fedsparse.methods.fedsgc import FedSGC
 from fedsparse.methods.fedtiny import FedTiny
 
-_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedSGC, FedTiny)
+_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedRTS, FedSGC, FedTiny)
 
 
 @cache
@@ -40,4 +41,4 @@ def get(name: str) -> type[Method]:
     return _registry()[name]
 
 
-__all__ = ["FedAvg", "FedDST", "FedSGC", "FedTiny", "get", "names"]
+__all__ = ["FedAvg", "FedDST", "FedRTS", "FedSGC", "FedTiny", "get", "names"]
