@@ -31,6 +31,7 @@ from fedsparse.federated.server import Server, evaluate
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.federated.worker import Worker
+from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
 from fedsparse.wire import Bitmap, Spec, Values, encode
 
 Record = dict[str, Any]
@@ -61,12 +62,18 @@ class Experiment:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(experiment: Experiment, out: Path | None = None, on_round: Callable[[Record], None] | None = None) -> Record:
+def run(
+    experiment: Experiment,
+    out: Path | None = None,
+    on_round: Callable[[Record], None] | None = None,
+    workers: Callable[[Experiment], Workers] | None = None,
+) -> Record:
     """Run to the last round and return the result; with `out`, write rounds.jsonl and, last, result.json there.
 
-    `on_round` is called with each round's record. Ctrl-C ends the run after what is done, status "interrupted".
+    `on_round` is called with each round's record. `workers` makes who does the clients' work: by default this
+    process alone (`fedsparse.federated.ranks` has the other way). Ctrl-C ends the run after what is done, status "interrupted".
     """
-    loop = Loop(experiment)
+    loop = Loop(experiment, workers)
     started = time.perf_counter()
     status = "complete"
     try:
@@ -80,15 +87,32 @@ def run(experiment: Experiment, out: Path | None = None, on_round: Callable[[Rec
     except KeyboardInterrupt:
         status = "interrupted"
     result = loop.result(status, time.perf_counter() - started)
+    loop.workers.close()
     if out is not None:
         write_json(out / "result.json", result)
     return result
 
 
+def worker_of(experiment: Experiment) -> Worker:
+    """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
+    method = experiment.method
+    model = method.prepare(copy.deepcopy(experiment.model))
+    return Worker(
+        model,
+        method,
+        method.prunes(model),
+        experiment.train,
+        experiment.parts,
+        experiment.training,
+        experiment.seed,
+        experiment.wire,
+    )
+
+
 class Loop:
     """The state of a run and its three steps: open, round, result."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, workers: Callable[[Experiment], Workers] | None = None) -> None:
         self.experiment = experiment
         method = experiment.method
         model = method.prepare(copy.deepcopy(experiment.model))
@@ -107,17 +131,9 @@ class Loop:
             samples,
             input_dtype=sample.dtype,
             training=experiment.training,
+            wire=experiment.wire,
         )
-        self.worker = Worker(
-            copy.deepcopy(model),
-            method,
-            names,
-            experiment.train,
-            experiment.parts,
-            experiment.training,
-            experiment.seed,
-            experiment.wire,
-        )
+        self.workers = LocalWorkers(worker_of(experiment)) if workers is None else workers(experiment)
         self.records: list[Record] = []
         self.down = self.up = 0
         self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0}
@@ -142,9 +158,12 @@ class Loop:
         asked = list(range(len(self.experiment.parts))) if clients is None else list(clients)
         message = encode(task, 0, SERVER, dict(sections))
         total = Total(self._samples(asked))
-        for id in asked:
-            self.down += len(message)
-            self._accept(total, id, self.worker.perform(task, id, message), task, 0, expect)
+        self.workers.send(Tag.TASK, message)
+        self.down += len(message) * len(asked)
+        for done in self.workers.work(Tag.PERFORM, asked, task):
+            self._accept(total, done, task, 0, expect)
+        if not total.clients:
+            raise RuntimeError(f"no client performed {task}: {self._rejected[-1]['reason']}")
         return total
 
     def round(self, t: int) -> Record:
@@ -155,20 +174,19 @@ class Loop:
         if t == 0:
             before = (0, 0)
             self.server.changed = 0.0
-        self.worker.peak.reset()
         sampled = self._sample(t)
         self._send(t, sampled)
         expect = self.experiment.method.expect(self.server, t)
         total = Total(self._samples(sampled))
-        times = []
-        for id in sampled:
-            report = self.worker.train(id)
-            times.append(self.worker.seconds)
-            self._accept(total, id, report, "report", t, expect)
-        if total.clients:
-            self.experiment.method.update(self.server, total, t)
+        work = []
+        for done in self.workers.work(Tag.TRAIN, sampled):
+            work.append(done)
+            self._accept(total, done, "report", t, expect)
+        if not total.clients:
+            raise RuntimeError(f"round {t} has no report that can be used: {self._rejected[-1]['reason']}")
+        self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
-        return self._record(t, total, times, seconds, before)
+        return self._record(t, total, work, seconds, before)
 
     def result(self, status: str, total_seconds: float) -> Record:
         """What a run says of itself; every cost in it was measured."""
@@ -214,10 +232,10 @@ class Loop:
             behind = [id for id in sampled if server.known.get(id) != server.mask_version]
             if behind:
                 mask = encode("mask", t, SERVER, {"mask": Bitmap(exchange.mask(server.model))})
-                self.worker.receive_mask(mask)
+                self.workers.send(Tag.MASK, mask)
                 self.down += len(mask) * len(behind)
             server.known.update(dict.fromkeys(behind, server.mask_version))
-        self.worker.receive_weights(weights)
+        self.workers.send(Tag.WEIGHTS, weights)
         self.down += len(weights) * len(sampled)
 
     def _weights(self, t: int) -> Sections:
@@ -227,7 +245,11 @@ class Loop:
             **self.experiment.method.broadcast(self.server, t),
         }
 
-    def _accept(self, total: Total, id: int, report: bytes, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
+    def _accept(self, total: Total, done: Done, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
+        id, report = done.client, done.answer
+        if report is None:
+            self._rejected.append({"client": id, "reason": done.error})
+            return
         self.up += len(report)
         try:
             facts, sent = judge(report, kind, t, id, self.server.samples[id], expect)
@@ -235,7 +257,7 @@ class Loop:
         except UpdateError as reason:
             self._rejected.append({"client": id, "reason": str(reason)})
             return
-        total.losses.append(facts.loss)
+        total.losses[id] = facts.loss
         total.add(id, facts.samples, sections)
 
     def _macs(self) -> int:
@@ -247,7 +269,7 @@ class Loop:
     def _samples(self, clients: Sequence[int]) -> int:
         return sum(self.server.samples[id] for id in clients)
 
-    def _record(self, t: int, total: Total, times: list[float], seconds: float, before: tuple[int, int]) -> Record:
+    def _record(self, t: int, total: Total, work: list[Done], seconds: float, before: tuple[int, int]) -> Record:
         training, server = self.experiment.training, self.server
         accuracy = loss = None
         if (t + 1) % training.eval_every == 0 or t + 1 == training.rounds:
@@ -257,17 +279,17 @@ class Loop:
             "accuracy": accuracy,
             "loss": loss,
             **({"perplexity": _perplexity(loss)} if self.text else {}),
-            "train_loss": _mean(total.losses),
+            "train_loss": _mean([loss for _, loss in sorted(total.losses.items())]),
             "density": server.density(),
             "layer_densities": server.densities(),
             "mask_change": server.changed,
             "seconds": seconds,
-            "client_seconds": statistics.median(times),
+            "client_seconds": statistics.median(done.seconds for done in work),
             "bytes_down": self.down - before[0],
             "bytes_up": self.up - before[1],
-            "peak_bytes": self.worker.peak.bytes,
+            "peak_bytes": max(done.peak for done in work),
             "macs": self._macs(),
-            "clients": total.clients,
+            "clients": sorted(total.clients),
             "rejected": self._rejected,
         }
         self.records.append(record)

@@ -21,14 +21,14 @@ LIMIT = 2.0**22
 class Total:
     """The running sum over accepted reports, and after the last one their weighted mean.
 
-    declared: samples of all clients asked; accepted: samples of those added; clients and losses: their ids and mean
-    training losses in order of arrival.
+    declared: samples of all clients asked; accepted: samples of those added; clients: their ids in order
+    of arrival. losses: mean training loss by client.
     """
 
     declared: int
     accepted: int = 0
     clients: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
     _dense: dict[str, Tensor] = field(default_factory=dict)
     _pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masked: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -5,9 +5,8 @@ The worker sees bytes only, as a process on another machine would.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,7 +26,8 @@ from fedsparse.wire import Message, Values, decode, encode
 class Worker:
     """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client.
 
-    common: the masks that every client of the round starts from.
+    common: the masks that every client of the round starts from. asked: the sections of the task messages so far, the
+    newest of each name: what a device would still hold of them.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class Worker:
     wire: Literal["fp32", "fp16"] = "fp32"
     weights: Message | None = None
     common: dict[str, Topology] = field(default_factory=dict)
-    seconds: float = 0.0
+    asked: Message | None = None
     peak: Peak = field(default_factory=Peak)
 
     def receive_mask(self, data: bytes) -> None:
@@ -50,23 +50,28 @@ class Worker:
 
     def receive_weights(self, data: bytes) -> None:
         """Keep a `weights` message; every client of the round starts from it."""
-        self.weights = decode(data)
+        self.weights, self.asked = decode(data), None
+
+    def receive_task(self, data: bytes) -> None:
+        """Keep the message of a task that clients will perform."""
+        message = decode(data)
+        before = {} if self.asked is None else self.asked.sections
+        self.asked = replace(message, sections={**before, **message.sections})
 
     def train(self, id: int) -> bytes:
-        """Run one client's round and return its encoded report; `seconds` and `peak` tell what it took."""
-        start = time.perf_counter()
+        """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
         with self.peak.measure(self.model):
             client = self._client(id)
             train(client, self.method)
             sections = self.method.report(client)
         facts = np.array([client.samples, client.loss], dtype=np.float64)
-        report = encode("report", client.round, id, {"facts": Values(facts), **sections})
-        self.seconds = time.perf_counter() - start
-        return report
+        return encode("report", client.round, id, {"facts": Values(facts), **sections})
 
-    def perform(self, task: str, id: int, data: bytes) -> bytes:
+    def perform(self, task: str, id: int) -> bytes:
         """Run the method's function `task` on one client, as `Method.probe` asks, and return its encoded answer."""
-        message = decode(data)
+        message = self.asked
+        if message is None:
+            raise RuntimeError(f"task {task} was ordered before its message came")
         client = self._client(id, message.round)
         sections: Sections = getattr(self.method, task)(client, message.sections)
         facts = np.array([client.samples, client.loss], dtype=np.float64)

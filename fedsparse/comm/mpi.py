@@ -1,0 +1,147 @@
+"""Bytes between MPI ranks: raw buffers, no pickling, no wait without a bound.
+
+Started as `mpirun --with-ft ulfm -n N ...` (Open MPI) a killed rank is reported and the others go on; a stopped one
+shows by its silence. Waiting polls with a back-off from 10 us to 5 ms, so that a waiting rank leaves
+its core to others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+FIRST_WAIT, LONGEST_WAIT = 1e-5, 5e-3
+
+
+def world_size() -> int:
+    """Ranks of the MPI job that this process was started in, 1 where it was started by itself; imports no MPI."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message: the rank it came from, its tag, its bytes."""
+
+    source: int
+    tag: int
+    data: bytes
+
+
+class Link:
+    """This process's end of the MPI job.
+
+    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named.
+    """
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._mpi: Any = MPI
+        self._world = MPI.COMM_WORLD
+        self._world.Set_errhandler(MPI.ERRORS_RETURN)
+        self.rank: int = self._world.Get_rank()
+        self.size: int = self._world.Get_size()
+        self.lost: set[int] = set()
+        self._sending: list[tuple[Any, bytes]] = []
+        self._processes: dict[int, tuple[str, int]] = {}
+
+    def send(self, to: int, tag: int, data: bytes) -> None:
+        """Start to send; the bytes are kept until they are gone. To a lost rank nothing is sent."""
+        if to in self.lost:
+            return
+        self._sending = [(request, kept) for request, kept in self._sending if not self._finished(request)]
+        try:
+            self._sending.append((self._world.Isend([data, self._mpi.BYTE], dest=to, tag=tag), data))
+        except self._mpi.Exception as error:
+            self._note_failure(error, to)
+
+    def receive(self, seconds: float) -> Received | None:
+        """The next message from anybody; None after that many seconds, or at once when a rank is newly lost."""
+        deadline, wait = time.monotonic() + seconds, FIRST_WAIT
+        while True:
+            known = len(self.lost)
+            message = self._poll()
+            if message is not None or len(self.lost) > known:
+                return message
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything is sent, at most that long; whether it is."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._sending = [(request, kept) for request, kept in self._sending if not self._finished(request)]
+            if not self._sending or time.monotonic() >= deadline:
+                return not self._sending
+            time.sleep(LONGEST_WAIT)
+
+    def introduce(self, rank: int, data: bytes) -> None:
+        """Remember which process a rank is (`identity` of that rank)."""
+        host, _, process = data.decode().rpartition(" ")
+        self._processes[rank] = (host, int(process))
+
+    @staticmethod
+    def identity() -> bytes:
+        """Host name and process id."""
+        return f"{socket.gethostname()} {os.getpid()}".encode()
+
+    def give_up(self, rank: int) -> None:
+        """Count a silent rank as lost, and end its process if it is on this host, so that it cannot wake up later."""
+        self.lost.add(rank)
+        host, process = self._processes.get(rank, ("", 0))
+        if process and host == socket.gethostname():
+            try:
+                os.kill(process, 9)
+            except ProcessLookupError:
+                self._processes.pop(rank)
+
+    def leave(self, code: int) -> None:
+        """End this process without finalizing MPI, which would wait without end for ranks that are lost."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def abort(self, code: int) -> None:
+        """End every rank at once: what an error that nobody handles must do, or the others would wait for ever."""
+        self._world.Abort(code)
+
+    def _poll(self) -> Received | None:
+        status = self._mpi.Status()
+        try:
+            if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=self._mpi.ANY_TAG, status=status):
+                return None
+            data = bytearray(status.Get_count(self._mpi.BYTE))
+            self._world.Recv([data, self._mpi.BYTE], source=status.Get_source(), tag=status.Get_tag())
+            return Received(status.Get_source(), status.Get_tag(), bytes(data))
+        except self._mpi.Exception as error:
+            self._note_failure(error, None)
+            return None
+
+    def _finished(self, request: Any) -> bool:
+        try:
+            return bool(request.Test())
+        except self._mpi.Exception as error:
+            self._note_failure(error, None)
+            return True
+
+    def _note_failure(self, error: Any, rank: int | None) -> None:
+        """Learn from MPI who failed; any other error of MPI is raised."""
+        failed = {getattr(self._mpi, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING")}
+        if error.Get_error_class() not in failed:
+            raise error
+        if rank is not None:
+            self.lost.add(rank)
+        group, world = self._world.Get_failed(), self._world.Get_group()
+        count = group.Get_size()
+        if count:
+            self.lost.update(self._mpi.Group.Translate_ranks(group, list(range(count)), world))
+        self._world.Ack_failed()

@@ -1,0 +1,45 @@
+"""The same run on the ranks of an MPI job: rank 0 serves, every other rank is a worker that runs many clients."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from fedsparse.comm.mpi import Link
+from fedsparse.federated.loop import Experiment, Record, run, worker_of
+from fedsparse.federated.workers import MPIWorkers, serve
+
+
+def run_on_ranks(
+    experiment: Experiment,
+    out: Path | None = None,
+    on_round: Callable[[Record], None] | None = None,
+    deadline: float = 600.0,
+    patience: float = 3600.0,
+) -> Record | None:
+    """As `run`, on every rank of the job at once; the result on rank 0, None on the others.
+
+    deadline: seconds that a rank may take for one client before it is given up and its client goes to another rank.
+    patience: seconds that a worker waits for the server. An exception that nobody handles ends every rank.
+    """
+    link = Link()
+    if link.size < 2:
+        raise ValueError("an MPI run needs at least 2 ranks: rank 0 serves, the others work")
+    try:
+        if link.rank:
+            if serve(link, worker_of(experiment), patience):
+                atexit.register(link.leave, 0)
+            return None
+        samples = [len(part) for part in experiment.parts]
+        result = run(experiment, out, on_round, lambda _: MPIWorkers(link, samples, deadline))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        link.abort(1)
+        raise
+    if link.lost:
+        atexit.register(link.leave, 0)
+    return {**result, "ranks": link.size, "lost_ranks": sorted(link.lost)}
