@@ -62,7 +62,7 @@ class FedTiny(Method):
     density: Annotated[float, Field(gt=0, lt=1)] = 0.1
     distribution: Rule = "erk"
     pool: Annotated[int, Field(ge=0, le=1000)] = 0
-    spread: Annotated[float, Field(ge=0, le=5)] = 1.0
+    spread: Annotated[float, Field(ge=0, le=5)] = 0.5
     interval: Annotated[int, Field(ge=1)] = 10
     last: Annotated[int, Field(ge=1)] = 100
     blocks: Annotated[int, Field(ge=1)] = 5
