@@ -152,7 +152,8 @@ class _NinjaBuild(build_ext):
         folder = Path("build/native")
         folder.mkdir(parents=True, exist_ok=True)
         names = [extension.name.rpartition(".")[2] for extension in self.extensions]
-        self._say(f"compiling {', '.join(names)}: about {60 if nvcc else 20} MB in {folder}, 1 to 3 minutes.")
+        minutes = "2" if nvcc else "1"
+        self._say(f"compiling {', '.join(names)}: about 10 MB in {folder} and {minutes} minute(s) of CPU time.")
         plan = _Plan(folder, nvcc)
         built = {
             extension.name: folder / Path(self.get_ext_filename(extension.name)).name
