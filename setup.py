@@ -117,9 +117,7 @@ class _Plan:
             objects.append(self.compile("cxx", source, self.torch_flags + X86_FLAG))
         for source in _sources("cpu/isa/*.cpp"):
             for isa in ISAS:
-                objects.append(
-                    self.compile("cxx", source, f"-Icsrc -DFEDSPARSE_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}")
-                )
+                objects.append(self.compile("cxx", source, f"-Icsrc -DFEDSPARSE_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
         self.edge("link", output, objects, f"{self.torch_link} -ltorch_cpu")
 
     def wire(self, output: str) -> None:
@@ -156,8 +154,7 @@ class _NinjaBuild(build_ext):
         self._say(f"compiling {', '.join(names)}: about 10 MB in {folder} and {minutes} minute(s) of CPU time.")
         plan = _Plan(folder, nvcc)
         built = {
-            extension.name: folder / Path(self.get_ext_filename(extension.name)).name
-            for extension in self.extensions
+            extension.name: folder / Path(self.get_ext_filename(extension.name)).name for extension in self.extensions
         }
         for extension in self.extensions:
             getattr(plan, extension.name.rpartition("._")[2])(str(built[extension.name]))
@@ -193,9 +190,7 @@ def _extensions() -> list[Extension]:
         found.append(Extension("fedsparse._wire", _sources("wire/*.cpp"), depends=headers))
     found.append(Extension("fedsparse._meter", _sources("meter/*.cpp"), depends=headers))
     if _cuda_decision()[0]:
-        found.append(
-            Extension("fedsparse._ops_cuda", _sources("cuda/*.cu") + _sources("cuda/*.cpp"), depends=headers)
-        )
+        found.append(Extension("fedsparse._ops_cuda", _sources("cuda/*.cu") + _sources("cuda/*.cpp"), depends=headers))
     return found
 
 
