@@ -6,60 +6,29 @@ Every message is encoded to bytes, counted, decoded and judged, in one process t
 from __future__ import annotations
 
 import copy
-import math
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
-from fedsparse.data import Samples
 from fedsparse.federated import exchange
 from fedsparse.federated.artefacts import append_line, write_json
-from fedsparse.federated.client import Client, Training, train
+from fedsparse.federated.client import Client, train
+from fedsparse.federated.experiment import Experiment, worker_of
 from fedsparse.federated.meter import multiply_adds
 from fedsparse.federated.method import Method, Sections
+from fedsparse.federated.result import Record, mean_of, perplexity, result_of
 from fedsparse.federated.seeds import numpy_generator
 from fedsparse.federated.server import Server, evaluate
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError, judge
-from fedsparse.federated.worker import Worker
 from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
 from fedsparse.wire import Bitmap, Spec, Values, encode
 
-Record = dict[str, Any]
 SERVER = -1
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One run: a dense model, a method, clients' data, and how they train.
-
-    model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
-    client. wire: dtype of parameters in both directions. public: samples that the server holds and pretrains the model
-    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
-    of model and dataset).
-    """
-
-    model: nn.Module
-    method: Method
-    train: Samples
-    test: Samples
-    parts: Sequence[np.ndarray]
-    training: Training = field(default_factory=Training)
-    seed: int = 0
-    wire: Literal["fp32", "fp16"] = "fp32"
-    public: np.ndarray | None = None
-    pretrain_epochs: int = 1
-    name: str = "run"
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -71,7 +40,8 @@ def run(
     """Run to the last round and return the result; with `out`, write rounds.jsonl and, last, result.json there.
 
     `on_round` is called with each round's record. `workers` makes who does the clients' work: by default this
-    process alone (`fedsparse.federated.ranks` has the other way). Ctrl-C ends the run after what is done, status "interrupted".
+    process alone (`fedsparse.federated.ranks` has the other way). Ctrl-C ends the run after what is done, status
+    "interrupted".
     """
     loop = Loop(experiment, workers)
     started = time.perf_counter()
@@ -91,22 +61,6 @@ def run(
     if out is not None:
         write_json(out / "result.json", result)
     return result
-
-
-def worker_of(experiment: Experiment) -> Worker:
-    """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
-    method = experiment.method
-    model = method.prepare(copy.deepcopy(experiment.model))
-    return Worker(
-        model,
-        method,
-        method.prunes(model),
-        experiment.train,
-        experiment.parts,
-        experiment.training,
-        experiment.seed,
-        experiment.wire,
-    )
 
 
 class Loop:
@@ -190,34 +144,19 @@ class Loop:
 
     def result(self, status: str, total_seconds: float) -> Record:
         """What a run says of itself; every cost in it was measured."""
-        experiment, records = self.experiment, self.records
-        scored = [r["accuracy"] for r in records if r["accuracy"] is not None]
-        return {
-            "name": experiment.name,
-            "method": experiment.method.name,
-            **experiment.labels,
+        server, text = self.server, self.text
+        facts = {
             "status": status,
-            "rounds": len(records),
-            "clients": len(experiment.parts),
-            "accuracy": scored[-1] if scored else None,
-            "best_accuracy": max(scored, default=None),
-            **({"perplexity": self._last("perplexity")} if self.text else {}),
-            "density": self.server.density(),
-            "parameters": self.server.parameter_count,
+            "density": server.density(),
+            "parameters": server.parameter_count,
             "macs": self._macs(),
             "dense_macs": self.dense_macs,
-            "seconds_per_round": statistics.median(r["seconds"] for r in records) if records else None,
-            "client_seconds": statistics.median(r["client_seconds"] for r in records) if records else None,
-            "peak_bytes": max((r["peak_bytes"] for r in records), default=None),
             "bytes_down": self.down,
             "bytes_up": self.up,
             "opening": self.opening,
             "total_seconds": total_seconds,
-            "seed": experiment.seed,
-            "threads": torch.get_num_threads(),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
         }
+        return result_of(self.experiment, self.records, facts, text)
 
     def _sample(self, t: int) -> list[int]:
         count = min(self.experiment.training.clients_per_round, len(self.experiment.parts))
@@ -263,9 +202,6 @@ class Loop:
     def _macs(self) -> int:
         return multiply_adds(self.server.model, self.server.input_shape, self.server.input_dtype)
 
-    def _last(self, key: str) -> float | None:
-        return next((record[key] for record in reversed(self.records) if record[key] is not None), None)
-
     def _samples(self, clients: Sequence[int]) -> int:
         return sum(self.server.samples[id] for id in clients)
 
@@ -274,43 +210,24 @@ class Loop:
         accuracy = loss = None
         if (t + 1) % training.eval_every == 0 or t + 1 == training.rounds:
             accuracy, loss = evaluate(server.model, self.experiment.test)
+        finished = [done for done in work if done.answer is not None]
         record = {
             "round": t,
             "accuracy": accuracy,
             "loss": loss,
-            **({"perplexity": _perplexity(loss)} if self.text else {}),
-            "train_loss": _mean([loss for _, loss in sorted(total.losses.items())]),
+            **({"perplexity": perplexity(loss)} if self.text else {}),
+            "train_loss": mean_of([loss for _, loss in sorted(total.losses.items())]),
             "density": server.density(),
             "layer_densities": server.densities(),
             "mask_change": server.changed,
             "seconds": seconds,
-            "client_seconds": statistics.median(done.seconds for done in work),
+            "client_seconds": statistics.median(done.seconds for done in finished),
             "bytes_down": self.down - before[0],
             "bytes_up": self.up - before[1],
-            "peak_bytes": max(done.peak for done in work),
+            "peak_bytes": max(done.peak for done in finished),
             "macs": self._macs(),
             "clients": sorted(total.clients),
             "rejected": self._rejected,
         }
         self.records.append(record)
         return record
-
-
-def _perplexity(loss: float | None) -> float | None:
-    """exp(mean cross-entropy of a token); None where that is no finite number."""
-    return math.exp(loss) if loss is not None and loss < math.log(sys.float_info.max) else None
-
-
-def _mean(numbers: list[float]) -> float | None:
-    finite = [x for x in numbers if math.isfinite(x)]
-    return statistics.fmean(finite) if finite else None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor()

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedsparse.comm.mpi import Link
-from fedsparse.federated.loop import Experiment, Record, run, worker_of
+from fedsparse.federated.experiment import Experiment, worker_of
+from fedsparse.federated.loop import run
+from fedsparse.federated.result import Record
 from fedsparse.federated.workers import MPIWorkers, serve
 
 

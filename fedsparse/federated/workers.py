@@ -100,9 +100,9 @@ _ORDER = struct.Struct("<q")
 class MPIWorkers:
     """The other ranks of the job; this one serves. The largest client goes first, each idle rank gets the next.
 
-    deadline: seconds that a rank may take for one client; startup: seconds until it must have said hello. A rank that is
-    killed, or later than that, is given up and its client handed to another rank. Raises RuntimeError when no rank is
-    left.
+    deadline: seconds that a rank may take for one client; startup: seconds until it must have said hello. A rank that
+    is killed, or later than that, is given up and its client handed to another rank. Raises RuntimeError when no rank
+    is left.
     """
 
     def __init__(self, link: Link, samples: Sequence[int], deadline: float, startup: float = 300.0) -> None:

@@ -1,0 +1,56 @@
+"""What one run is: a model, a method, the clients' data, and how they train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from fedsparse.data import Samples
+from fedsparse.federated.client import Training
+from fedsparse.federated.method import Method
+from fedsparse.federated.worker import Worker
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: a dense model, a method, clients' data, and how they train.
+
+    model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
+    client. wire: dtype of parameters in both directions. public: samples that the server holds and pretrains the model
+    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
+    of model and dataset).
+    """
+
+    model: nn.Module
+    method: Method
+    train: Samples
+    test: Samples
+    parts: Sequence[np.ndarray]
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    wire: Literal["fp32", "fp16"] = "fp32"
+    public: np.ndarray | None = None
+    pretrain_epochs: int = 1
+    name: str = "run"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def worker_of(experiment: Experiment) -> Worker:
+    """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
+    method = experiment.method
+    model = method.prepare(copy.deepcopy(experiment.model))
+    return Worker(
+        model,
+        method,
+        method.prunes(model),
+        experiment.train,
+        experiment.parts,
+        experiment.training,
+        experiment.seed,
+        experiment.wire,
+    )
