@@ -57,8 +57,8 @@ class Client:
     """A client while it works: model (the worker's, loaded with the server's weights), data and settings.
 
     received: sections of the server's message. loss: mean training loss of the last epoch. batch: the minibatch (x, y)
-    trained on last. memory: tensors that the method keeps until the report. contexts: what the method enters in `begin`
-    is left when local training ends, however it ends.
+    trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
+    report. contexts: what the method enters in `begin` is left when local training ends, however it ends.
     """
 
     id: int
@@ -73,6 +73,7 @@ class Client:
     optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")
     batch: tuple[Tensor, Tensor] | None = None
+    iteration: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
     contexts: ExitStack = field(default_factory=ExitStack, init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
@@ -92,6 +93,12 @@ class Client:
         return len(self.index)
 
     @property
+    def iterations(self) -> int:
+        """Local iterations of the round: epochs times the batches of `batches`."""
+        full, rest = divmod(self.samples, self.training.batch_size)
+        return self.training.epochs * (full + (rest > 1 or (rest == 1 and full == 0)))
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
@@ -100,14 +107,15 @@ class Client:
         """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
 
         Yields what `data.batch` gives: (x float32 [b, c, h, w], y int64 [b]), or two of int64 [b, context]. A last
-        batch of a single sample is left out where there is another, because batch norm cannot train on it.
+        batch of a single sample is left out where there is another, because batch norm cannot train on it; with B = 1
+        none is.
         """
         order = numpy_generator(self.seed, purpose, self.round, self.id).permutation(self.index)
         noise = torch_generator(self.seed, f"{purpose}/augment", self.round, self.id) if augment else None
         size = self.training.batch_size
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            if len(batch) > 1 or start == 0:
+            if len(batch) > 1 or start == 0 or size == 1:
                 x, y = self.data.batch(batch, noise)
                 yield x.to(self.device), y.to(self.device)
 
@@ -139,6 +147,7 @@ def train(client: Client, method: Method) -> None:
                 loss.backward()
                 client.pull_to_anchor()
                 method.step(client)
+                client.iteration += 1
                 losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
                 # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
                 del loss

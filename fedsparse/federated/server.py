@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Server:
     model: the global model. names, granularity: the layers that masks are made for, and V. input_shape, input_dtype:
     of one sample (int64 for text). samples: n_k of every client. state: the method's named tensors. mask_version:
     number of masks so far (0: dense). known: which mask version each client has. changed: newly active over active
-    weights at the last mask change. training: how the clients train.
+    weights at the last mask change. training: how the clients train. wire: dtype of the parameters that they are sent.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Server:
     changed: float = 0.0
     input_dtype: torch.dtype = torch.float32
     training: Training = field(default_factory=Training)
+    wire: Literal["fp32", "fp16"] = "fp32"
 
     @property
     def layers(self) -> dict[str, SparseLayer]:
@@ -83,6 +85,11 @@ class Server:
             grown, pruned = grown + topology.nnz - survivors, pruned + before - survivors
         self.changed = grown / max(1, sum(layer.topology.nnz for layer in layers.values()))
         self.mask_version += grown + pruned > 0
+
+    def sent_values(self) -> dict[str, Tensor]:
+        """The values of each sparse layer as clients receive them, rounded as the wire rounds: copies, by name."""
+        wire = torch.float16 if self.wire == "fp16" else torch.float32
+        return {name: layer.values.detach().to(wire).float().clone() for name, layer in self.layers.items()}
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Set weights and norm statistics from vectors."""

@@ -1,18 +1,22 @@
 """Sparse layers, and the ways from a dense model to a sparse one and back."""
 
+from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.scaled_pruning import prune_activations
 
 __all__ = [
     "Growth",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
+    "Store",
     "collect_growth",
     "densify",
     "explain",
     "prunable",
+    "prune_activations",
     "sparse_layers",
     "sparsify",
     "visit_gradients",

@@ -1,6 +1,7 @@
 """Turn a dense model into a sparse one and back, and say which layers may be pruned."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def sparsify(
     Give either `densities` (one number for every prunable layer but the last linear one, or one by layer name: the
     largest |w| are kept, exactly round(d * n) weights, ties to the lower index) or `masks` (bool tensors of the
     weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
-    consecutive output channels share each column and are kept or pruned together. Layers not named stay dense.
+    consecutive output channels share each column and are kept or pruned together. Layers not named stay dense. A dense
+    layer whose sparse form is not SparseConv2d or SparseLinear names it as `sparse_class`.
 
     Raises ValueError for an unknown layer, a mask of the wrong shape, or a density outside (0, 1].
     """
@@ -73,8 +75,8 @@ def sparsify(
                 f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(layer.weight.shape)}"
             )
         topology = Topology.from_mask(mask, granularity)
-        sparse = (SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear).from_dense(layer, topology)  # type: ignore[arg-type]
-        _replace(model, name, sparse)
+        usual: Any = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
+        _replace(model, name, getattr(layer, "sparse_class", usual).from_dense(layer, topology))
     return model
 
 

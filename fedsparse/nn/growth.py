@@ -76,10 +76,10 @@ def _at_each_layer(layers: Mapping[str, nn.Module], names: Iterable[str], visit:
     """Call `visit(name, layer, input, gradient of the output)` in backward passes, linear ones as [B, C] and [B, N]."""
 
     def remember(name: str, layer: SparseLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0].detach()
+        kept = layer.keep_input(inputs[0])
 
         def arrived(gradient: Tensor) -> None:
-            g, a = gradient.detach(), x
+            g, a = gradient.detach(), kept()
             if a.dim() != 4:
                 g, a = g.reshape(-1, g.shape[-1]), a.reshape(-1, a.shape[-1])
             with torch.no_grad():

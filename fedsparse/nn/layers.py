@@ -5,7 +5,7 @@ that `state_dict`, `.to()` and `copy.deepcopy` carry them. `values` keeps its id
 size does, and `set_topology` returns the `Move` by which optimizer state follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -65,6 +65,11 @@ class SparseLayer(nn.Module):
     def geometry(self) -> dict[str, tuple[int, int]]:
         """The keyword arguments of the layer's ops beyond values and topology."""
         return {}
+
+    def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
+        """What the layer keeps of an input for its backward pass: a function that gives it, in the input's shape."""
+        kept = x.detach()
+        return lambda: kept
 
     def dense_weight(self) -> Tensor:
         """A new dense weight of shape (N, C[, kh, kw]) with zeros at the pruned places. Not used while training."""

@@ -100,6 +100,12 @@ def keep_largest(topology: Topology, values: Tensor, count: int) -> Topology:
     return from_groups(kept, topology.shape, topology.granularity)
 
 
+def lowest_values(topology: Topology, values: Tensor, count: int) -> Tensor:
+    """Positions in values [nnz] of the weights of the `count` active groups of lowest summed |w|: sorted int64."""
+    groups = active_groups(topology)[lowest(group_sums(topology, values.abs()), count)]
+    return topology.index_map(from_groups(groups, topology.shape, topology.granularity))[0]
+
+
 def prune_and_grow(topology: Topology, values: Tensor, grown: Tensor) -> Topology:
     """Drop the len(grown) active groups of lowest summed |w| and add the inactive groups `grown`.
 

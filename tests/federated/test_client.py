@@ -34,6 +34,14 @@ def test_a_single_last_sample_is_left_out() -> None:
     assert [len(y) for _, y in toy(Training(batch_size=3), samples=1).batches("x")] == [1]
 
 
+@pytest.mark.parametrize(("samples", "size"), [(1, 3), (9, 3), (10, 3), (11, 3), (2, 3), (4, 1)])
+def test_iterations_are_counted_as_batches_come(samples: int, size: int) -> None:
+    client = toy(Training(epochs=2, batch_size=size), samples)
+    assert client.iterations == 2 * len(list(client.batches("x")))
+    train(client, Method())
+    assert client.iteration == client.iterations
+
+
 def test_the_proximal_term_is_the_gradient_of_its_formula() -> None:
     """One step: w - lr (g + mu (w - w_t)); mu / 2 ||w - w_t||^2 by autograd must move the weights to the same place."""
     client = toy(Training(lr=0.1, momentum=0.0, proximal=0.7, epochs=2, batch_size=5))

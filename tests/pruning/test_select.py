@@ -9,6 +9,7 @@ from fedsparse.pruning import (
     keep_largest,
     lowest,
     lowest_preferring,
+    lowest_values,
     masks_from_scores,
     prune_and_grow,
     top_mask,
@@ -121,3 +122,11 @@ def test_random_masks_of_every_rule_have_the_exact_total() -> None:
     for rule in ("uniform", "er", "erk", "global"):
         masks = masks_from_scores(scores, 0.3, rule)
         assert sum(int(m.sum()) for m in masks.values()) == round(0.3 * (216 + 128))
+
+
+def test_lowest_values_are_positions_in_values() -> None:
+    """Single weights: .5 at position 1, then the first of the two ones. Groups of two rows, sums 4, 2, 4: column 3."""
+    single = from_groups(torch.tensor([0, 3, 5, 11]), (3, 4))
+    assert lowest_values(single, torch.tensor([1.0, -0.5, 1.0, -4.0]), 2).tolist() == [0, 1]
+    groups = from_groups(torch.tensor([1, 3, 6]), (4, 4), granularity=2)
+    assert lowest_values(groups, torch.tensor([1.0, -1.0, 3.0, 1.0, 2.0, 2.0]), 1).tolist() == [1, 3]

@@ -1,0 +1,186 @@
+"""What a backward pass needs of activations, and no more.
+
+A convolution keeps its input packed (`pruned_saves`), ReLU and ReLU6 a bit an element (`BitReLU`), max pooling a byte
+an output (`ByteMaxPool2d`), average pooling nothing (`BareAdaptiveAvgPool2d`). They belong together: torch's own ReLU
+and pooling keep the very tensor that the convolution after them keeps packed, and so would keep it a second time.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fedsparse import ops
+
+BYTE = 256
+
+
+class Store(NamedTuple):
+    """How a convolution keeps its input.
+
+    share: of each sample the share of entries of largest magnitude that is kept, in (0, 1]; 1 loses nothing.
+    bfloat16: whether float32 values are kept as bfloat16.
+    """
+
+    share: float
+    bfloat16: bool = False
+
+
+class _Seen(NamedTuple):
+    version: int
+    store: Store
+    packed: "weakref.ref[ops.PackedActivation]"
+
+
+_seen = WeakTensorKeyDictionary()
+
+
+def packed(x: Tensor, store: Store) -> ops.PackedActivation:
+    """`x` [B, ...] packed; layers that share an input share the packed copy while one of them holds it."""
+    seen = _seen.get(x)
+    if seen is not None and (seen.version, seen.store) == (x._version, store):
+        found = seen.packed()
+        if found is not None:
+            return found
+    made = ops.pack_activation(x, store.share, store.bfloat16)
+    _seen[x] = _Seen(x._version, store, weakref.ref(made))
+    return made
+
+
+@contextmanager
+def pruned_saves(x: Tensor, store: Store) -> Iterator[None]:
+    """Within the context autograd keeps `x`, contiguous, as `packed` has it; other tensors are kept as they are.
+
+    RuntimeError where nothing in the context keeps `x`: then it would be kept in a form that this does not know.
+    """
+    kept, place, met = packed(x, store), (x.data_ptr(), x.shape, x.dtype), False
+
+    def pack(saved: Tensor) -> Any:
+        nonlocal met
+        if (saved.data_ptr(), saved.shape, saved.dtype) != place:
+            return saved
+        met = True
+        return kept
+
+    def unpack(saved: Any) -> Tensor:
+        return saved.unpack() if isinstance(saved, ops.PackedActivation) else saved
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
+    if not met and x.numel():
+        raise RuntimeError("the layer does not keep its input for the backward pass, so the input cannot be pruned")
+
+
+class BitReLU(nn.ReLU):
+    """ReLU that keeps one bit an element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return ops.relu(x, self.inplace)
+
+
+class BitReLU6(nn.ReLU6):
+    """ReLU6 that keeps one bit an element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """min(max(x, 0), 6)."""
+        return ops.relu(x, self.inplace, limit=6.0)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, settings: tuple[Any, ...]) -> Tensor:
+        kernel, stride, padding, dilation, ceil_mode = settings
+        y, index = functional.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+        if ctx.needs_input_grad[0]:
+            ctx.shape, ctx.settings = x.shape, settings
+            tops, lefts = _corners(y, stride, padding)
+            row = (index // x.shape[3] - tops) // dilation[0]
+            column = (index % x.shape[3] - lefts) // dilation[1]
+            ctx.save_for_backward((row * kernel[1] + column).to(torch.uint8))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
+        (code,) = ctx.saved_tensors
+        kernel, stride, padding, dilation, ceil_mode = ctx.settings
+        tops, lefts = _corners(gy, stride, padding)
+        place = code.long()
+        row, column = tops + place // kernel[1] * dilation[0], lefts + place % kernel[1] * dilation[1]
+        index = row * ctx.shape[3] + column
+        # Only the shape of the input matters to this op.
+        x = gy.new_empty(1).expand(ctx.shape)
+        gx = torch.ops.aten.max_pool2d_with_indices_backward(gy, x, kernel, stride, padding, dilation, ceil_mode, index)
+        return gx, None
+
+
+def _corners(y: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row [H', 1] and column [W'] in the input at which the window of each output starts."""
+    rows, columns = (torch.arange(y.shape[i + 2], device=y.device) * stride[i] - padding[i] for i in (0, 1))
+    return rows[:, None], columns
+
+
+class ByteMaxPool2d(nn.MaxPool2d):
+    """Max pooling that keeps, for each output, its place in the window: one byte. Windows of up to 256 places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]."""
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return _MaxPool.apply(x, (*(_pair(size) for size in sizes), self.ceil_mode))
+
+
+class _AveragePool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: Any) -> Tensor:
+        ctx.shape = x.shape
+        return functional.adaptive_avg_pool2d(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.aten._adaptive_avg_pool2d_backward(gy, gy.new_empty(1).expand(ctx.shape)), None
+
+
+class BareAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling that keeps no tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]."""
+        return _AveragePool.apply(x, self.output_size)
+
+
+def keep_bits(model: nn.Module) -> nn.Module:
+    """Replace ReLU, ReLU6 and pooling modules, in place, by those of this file; return the model.
+
+    Functional calls (`torch.relu` in a forward method) and pooling that returns indices stay.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if (lean := _lean(child)) is not None:
+                setattr(module, name, lean.train(child.training))
+    return model
+
+
+def _lean(module: nn.Module) -> nn.Module | None:
+    if type(module) is nn.ReLU:
+        return BitReLU(module.inplace)
+    if type(module) is nn.ReLU6:
+        return BitReLU6(module.inplace)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return BareAdaptiveAvgPool2d(module.output_size)
+    if type(module) is nn.MaxPool2d and not module.return_indices:
+        high, wide = _pair(module.kernel_size)
+        if high * wide <= BYTE:
+            return ByteMaxPool2d(
+                module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode
+            )
+    return None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)

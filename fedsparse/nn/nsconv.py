@@ -1,0 +1,171 @@
+"""NSConv: the convolution that takes the place of convolution and batch norm, and keeps its input pruned.
+
+    y = w^ * x + bias,   w^ = gain (w - mean) / sqrt(sum (w - mean)^2)      over each filter's active weights
+
+which is the weight standardisation gain (w - mean) / (std sqrt(N)) of Huang et al., CVPR 2024 (FedMef), N the number
+of the filter's active weights. It needs no statistics of a batch, so it works for batches of any size, and it centres
+activations so that few of large magnitude carry them. The forward pass uses the exact input; of it only what `Store`
+says is kept, and the gradient of the weights is computed from that.
+
+Departures from the paper, which leaves these open: the gain is a parameter of each filter; the bias takes the place of
+batch norm's shift; the sum of squares is at least `LEAST`, so that a filter of one active weight, or of equal ones,
+gives 0. The gradient by which inactive weights grow is that to w^.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsparse import ops
+from fedsparse.nn.activation_store import Store, packed, pruned_saves
+from fedsparse.nn.layers import SparseConv2d
+from fedsparse.topology import Topology
+
+LEAST = 1e-4
+
+
+class Standardise(torch.autograd.Function):
+    """w^ [nnz] of values [nnz], gain [N] and the topology's indptr [N + 1]; nothing beyond the three is kept.
+
+    With u = (w - mean) s, s = 1 / sqrt(sum (w - mean)^2) and v = gain dw^:
+    dw = s (v - mean(v) - u sum(u v)), without the last term where the sum of squares is below `LEAST`;
+    dgain = sum(u dw^).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gain: Tensor, indptr: Tensor) -> Tensor:
+        """The standardised values."""
+        ctx.save_for_backward(values, gain, indptr)
+        unit, _, _ = _unit(values, indptr)
+        return unit * _spread(gain, indptr, len(values))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of values and gain."""
+        values, gain, indptr = ctx.saved_tensors
+        unit, scale, free = _unit(values, indptr)
+        v = g * _spread(gain, indptr, len(values))
+        along = _row_sums(unit * v, indptr) * free
+        centred = v - _spread(_row_means(v, indptr), indptr, len(values)) - unit * _spread(along, indptr, len(values))
+        return centred * _spread(scale, indptr, len(values)), _row_sums(unit * g, indptr), None
+
+
+def _unit(values: Tensor, indptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(u [nnz], s [N], and [N] whether s depends on the weights)."""
+    centred = values - _spread(_row_means(values, indptr), indptr, len(values))
+    squares = _row_sums(centred.square(), indptr)
+    scale = squares.clamp(min=LEAST).rsqrt()
+    return centred * _spread(scale, indptr, len(values)), scale, squares > LEAST
+
+
+def _row_sums(values: Tensor, indptr: Tensor) -> Tensor:
+    return torch.segment_reduce(values, "sum", offsets=indptr, unsafe=True, initial=0)
+
+
+def _row_means(values: Tensor, indptr: Tensor) -> Tensor:
+    return _row_sums(values, indptr) / indptr.diff().clamp(min=1)
+
+
+def _spread(rows: Tensor, indptr: Tensor, count: int) -> Tensor:
+    return torch.repeat_interleave(rows, indptr.diff(), output_size=count)
+
+
+class PrunedSparseConv2d(SparseConv2d):
+    """A sparse convolution that keeps its input packed for the backward pass."""
+
+    store: Store | None = None
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "PrunedSparseConv2d":
+        """Keep the active weights of a PrunedConv2d."""
+        layer = super().from_dense(conv, topology)
+        assert isinstance(layer, PrunedSparseConv2d)
+        assert isinstance(conv, PrunedConv2d)
+        layer.store = conv.store
+        return layer
+
+    def used(self) -> Tensor:
+        """The values [nnz] that the convolution is made with."""
+        return self.values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; differentiable in x and all parameters."""
+        values, topology, x = self.used(), self.topology, x.contiguous()
+        if self.store is None or not (torch.is_grad_enabled() and values.requires_grad):
+            return ops.conv2d(values, topology, x, self.bias, self.stride, self.padding, self.dilation)
+        with pruned_saves(x, self.store):
+            return ops.conv2d(values, topology, x, self.bias, self.stride, self.padding, self.dilation)
+
+    def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
+        """The packed input, the same that the forward pass keeps."""
+        return super().keep_input(x) if self.store is None else packed(x.contiguous(), self.store).unpack
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight that the convolution is made with."""
+        return self.topology.unpack(self.used().detach())
+
+
+class NSSparseConv2d(PrunedSparseConv2d):
+    """NSConv with a sparse weight. values: the w of the formula; gain: [N]."""
+
+    gain: nn.Parameter
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "NSSparseConv2d":
+        """Keep the active weights of an NSConv2d; it standardises over those that are left."""
+        layer = super().from_dense(conv, topology)
+        assert isinstance(layer, NSSparseConv2d)
+        layer.gain = nn.Parameter(conv.get_parameter("gain").detach().clone())
+        return layer
+
+    def used(self) -> Tensor:
+        """The standardised values."""
+        return Standardise.apply(self.values, self.gain, self.topology.indptr)
+
+
+class PrunedConv2d(nn.Conv2d):
+    """nn.Conv2d, any groups, that keeps its input packed; `sparsify` makes a PrunedSparseConv2d of it.
+
+    store: None keeps the input as it is.
+    """
+
+    sparse_class: type[SparseConv2d] = PrunedSparseConv2d
+
+    def __init__(self, conv: nn.Conv2d, store: Store | None) -> None:
+        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, conv.groups, device="meta")  # type: ignore[arg-type]
+        self.weight, self.bias, self.store = conv.weight, conv.bias, store
+        self.train(conv.training)
+
+    def used(self) -> Tensor:
+        """The weight [N, C / groups, kh, kw] that the convolution is made with."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]."""
+        weight, x = self.used(), x.contiguous()
+        if self.store is None or not (torch.is_grad_enabled() and weight.requires_grad):
+            return self._conv_forward(x, weight, self.bias)
+        with pruned_saves(x, self.store):
+            return self._conv_forward(x, weight, self.bias)
+
+
+class NSConv2d(PrunedConv2d):
+    """NSConv with a dense weight, any groups; `sparsify` makes an NSSparseConv2d of it."""
+
+    sparse_class = NSSparseConv2d
+
+    def __init__(self, conv: nn.Conv2d, store: Store | None, shift: Tensor, gain: float = 1.0) -> None:
+        super().__init__(conv, store)
+        self.bias = nn.Parameter(shift.detach().clone())
+        self.gain = nn.Parameter(torch.full_like(self.bias, gain))
+
+    def used(self) -> Tensor:
+        """The standardised weight."""
+        w = self.weight.flatten(1)
+        centred = w - w.mean(1, keepdim=True)
+        unit = centred * centred.square().sum(1, keepdim=True).clamp(min=LEAST).rsqrt()
+        return (unit * self.gain[:, None]).view_as(self.weight)

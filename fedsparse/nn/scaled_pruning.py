@@ -1,0 +1,58 @@
+"""Scaled activation pruning for a whole model: which modules become which."""
+
+import torch
+from torch import nn
+
+from fedsparse.nn.activation_store import Store, keep_bits
+from fedsparse.nn.nsconv import NSConv2d, PrunedConv2d
+
+
+def prune_activations(model: nn.Module, store: Store | None, gain: float = 1.0) -> nn.Module:
+    """Change a dense model, in place, so that it keeps little of its activations for the backward pass; return it.
+
+    A convolution whose output goes to a BatchNorm2d and nowhere else becomes an NSConv2d with `gain`, its bias the
+    norm's shift; the norm is gone. Other convolutions only keep their input by `store` (None: as torch does), ReLU
+    and pooling keep bits (see `activation_store`). Convolutions that pad other than with a number of zeros stay, as
+    do other norm layers.
+
+    Raises ValueError where the model has batch norm, and the flow of data between modules cannot be followed.
+    """
+    for conv, norm in conv_norm_pairs(model).items():
+        layer, after = model.get_submodule(conv), model.get_submodule(norm)
+        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(after, nn.BatchNorm2d)
+        shift = after.bias if after.bias is not None else layer.weight.new_zeros(layer.out_channels)
+        model.set_submodule(conv, NSConv2d(layer, store, shift, gain))
+        model.set_submodule(norm, nn.Identity())
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Conv2d and _pads_zeros(module):
+            model.set_submodule(name, PrunedConv2d(module, store))
+    return model if store is None else keep_bits(model)
+
+
+def conv_norm_pairs(model: nn.Module) -> dict[str, str]:
+    """Names of the convolutions whose output goes to a BatchNorm2d and nowhere else, and of that norm."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return {}
+    try:
+        nodes = list(torch.fx.Tracer().trace(model).nodes)
+    except Exception as error:
+        raise ValueError(
+            f"the convolutions that batch norm follows cannot be found in {type(model).__name__}: "
+            f"torch.fx cannot trace it ({error}); use a model without batch norm"
+        ) from error
+    calls = [node.target for node in nodes if node.op == "call_module"]
+    pairs = {}
+    for node in nodes:
+        if node.op != "call_module" or type(model.get_submodule(node.target)) is not nn.BatchNorm2d:
+            continue
+        source = node.args[0]
+        if source.op == "call_module" and len(source.users) == 1 and calls.count(source.target) == 1:
+            conv = model.get_submodule(source.target)
+            if type(conv) is nn.Conv2d and _pads_zeros(conv) and calls.count(node.target) == 1:
+                pairs[source.target] = node.target
+    return pairs
+
+
+def _pads_zeros(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

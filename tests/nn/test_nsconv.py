@@ -1,0 +1,214 @@
+"""NSConv: the formula by hand and against a loop; gradients from the pruned input; conversion of models."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsparse import models, ops
+from fedsparse.nn import SparseConv2d, Store, collect_growth, densify, prune_activations, sparse_layers, sparsify
+from fedsparse.nn.nsconv import LEAST, NSConv2d, NSSparseConv2d, PrunedConv2d, PrunedSparseConv2d, Standardise
+from fedsparse.nn.scaled_pruning import conv_norm_pairs
+from fedsparse.pruning import from_groups
+from fedsparse.topology import Topology
+
+
+def double(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_standardised_weights_by_hand() -> None:
+    """Four filters with 3, 2, 1 and 0 active weights.
+
+    1, 2, 3 and gain 2: mean 2, sum of squares 2, so 2 (-1, 0, 1) / sqrt 2 = -1.4142, 0, 1.4142.
+    5, 1 and gain 1: mean 3, squares 4 + 4, so 2 / sqrt 8 = .7071, -.7071. One weight: 0 / sqrt LEAST = 0.
+    """
+    values = torch.tensor([1.0, 2.0, 3.0, 5.0, 1.0, 7.0])
+    indptr = torch.tensor([0, 3, 5, 6, 6], dtype=torch.int32)
+    found = Standardise.apply(values, torch.tensor([2.0, 1.0, 1.0, 1.0]), indptr)
+    assert torch.allclose(found, torch.tensor([-1.4142, 0.0, 1.4142, 0.7071, -0.7071, 0.0]), atol=1e-4)
+
+
+def test_the_formula_filter_by_filter() -> None:
+    """gain (w - mean) / (std sqrt N), std with N in the denominator, over a filter's active weights."""
+    mask = torch.rand(6, 5, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+    topology, values, gain = Topology.from_mask(mask), double(int(mask.sum())), double(6, seed=2)
+    weight = topology.unpack(Standardise.apply(values, gain, topology.indptr))
+    dense = topology.unpack(values)
+    for n in range(6):
+        w = dense[n][mask[n]]
+        expected = gain[n] * (w - w.mean()) / (w.std(correction=0) * len(w) ** 0.5)
+        torch.testing.assert_close(weight[n][mask[n]], expected)
+        assert float(weight[n].square().sum()) == pytest.approx(float(gain[n] ** 2))
+
+
+def test_gradients_of_the_formula() -> None:
+    indptr = torch.tensor([0, 4, 7, 8, 8, 10], dtype=torch.int32)
+    values, gain = double(10), double(5, seed=1)
+    values[8:] = 0.3
+    assert float((values[4:7] - values[4:7].mean()).square().sum()) > LEAST
+    inputs = (values.requires_grad_(), gain.requires_grad_())
+    assert torch.autograd.gradcheck(lambda v, g: Standardise.apply(v, g, indptr), inputs)
+
+
+def test_a_full_mask_is_the_dense_layer() -> None:
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False).double()
+    layer = NSConv2d(conv, None, double(4), gain=1.5)
+    sparse = NSSparseConv2d.from_dense(layer, Topology.from_mask(torch.ones(4, 3, 3, 3, dtype=torch.bool)))
+    x, gy = double(2, 3, 8, 8).requires_grad_(), double(2, 4, 4, 4, seed=1)
+    layer(x).backward(gy)
+    dense_gx, x.grad = x.grad, None
+    sparse(x).backward(gy)
+    torch.testing.assert_close(sparse(x), layer(x))
+    torch.testing.assert_close(x.grad, dense_gx)
+    torch.testing.assert_close(sparse.values.grad, layer.weight.grad.flatten())
+    torch.testing.assert_close(sparse.gain.grad, layer.gain.grad)
+    torch.testing.assert_close(sparse.bias.grad, layer.bias.grad)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dense", "reference"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_forward_is_exact_and_the_weight_gradient_sees_the_pruned_input(norm: bool, backend: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+    dense = NSConv2d(conv, Store(0.25), double(6)) if norm else PrunedConv2d(conv, Store(0.25))
+    mask = torch.rand(6, 4, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    layer = dense.sparse_class.from_dense(dense, Topology.from_mask(mask))
+    x, gy = double(3, 4, 7, 7).requires_grad_(), double(3, 6, 7, 7, seed=1)
+    with ops.use_backend(backend):
+        y = layer(x)
+        y.backward(gy)
+    torch.testing.assert_close(y, functional.conv2d(x, layer.dense_weight(), layer.bias, padding=1))
+
+    order = x.detach().flatten(1).abs().sort(descending=True).indices[:, :49]
+    pruned = torch.zeros(3, 196, dtype=torch.float64).scatter(1, order, x.detach().flatten(1).gather(1, order))
+    pruned = pruned.reshape(x.shape)
+    weight = layer.dense_weight().requires_grad_()
+    (gw,) = torch.autograd.grad(functional.conv2d(pruned, weight, padding=1), weight, gy)
+    (gx,) = torch.autograd.grad(functional.conv2d(x, weight.detach(), padding=1), x, gy)
+    values = layer.values.detach().clone().requires_grad_()
+    used = Standardise.apply(values, layer.gain, layer.topology.indptr) if norm else values
+    (expected,) = torch.autograd.grad(used, values, layer.topology.pack(gw))
+    torch.testing.assert_close(layer.values.grad, expected)
+    torch.testing.assert_close(x.grad, gx)
+    torch.testing.assert_close(layer.bias.grad, gy.sum((0, 2, 3)))
+
+
+def test_a_store_of_everything_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = models.build("cnn", 10, image_size=16, width=0.25)
+    x, grads = torch.randn(4, 3, 16, 16), []
+    for store in (None, Store(1.0)):
+        copied = sparsify(prune_activations(copy.deepcopy(model), store), 0.3)
+        copied(x).square().sum().backward()
+        grads.append({name: p.grad for name, p in copied.named_parameters()})
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_growth_is_collected_from_the_pruned_input() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    model = sparsify(prune_activations(nn.Sequential(conv), Store(0.2)), 0.3)
+    x = torch.randn(3, 4, 7, 7)
+    with collect_growth(sparse_layers(model), {"0": 10}) as found:
+        model(x).square().sum().backward()
+    y = model(x).detach()
+    expected = ops.grow_scores(ops.pack_activation(x, 0.2).unpack(), 2 * y, model[0].topology, 10, padding=1)
+    assert torch.equal(found["0"].groups, expected[0])
+    torch.testing.assert_close(found["0"].gradients, expected[1])
+
+
+@pytest.mark.parametrize("granularity", [1, 4])
+def test_a_mask_change_goes_on_with_the_other_weights(granularity: int) -> None:
+    torch.manual_seed(0)
+    model = prune_activations(nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8)), Store(0.5))
+    sparsify(model, 0.5, granularity=granularity)
+    layer = model[0]
+    assert isinstance(layer, NSSparseConv2d)
+    layer.set_topology(from_groups(torch.arange(8), (8, 2, 3, 3), granularity))
+    model(torch.randn(2, 2, 5, 5)).sum().backward()
+    assert layer.values.grad.shape == layer.values.shape == (8 * granularity,)
+    assert bool(layer.values.grad.isfinite().all())
+
+
+class Residual(nn.Module):
+    """Registered in another order than used; one convolution's output goes to two places, one norm is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.after_sum, self.twice = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.alone, self.forked = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.grouped = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        self.grouped_norm = nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.alone(x))
+        z = self.forked(y)
+        z = self.after_sum(z) + z
+        return self.twice(self.twice(self.grouped_norm(self.grouped(z))))
+
+
+def test_pairs_follow_the_flow_of_data() -> None:
+    assert conv_norm_pairs(Residual()) == {"alone": "norm", "grouped": "grouped_norm"}
+    model = prune_activations(Residual(), Store(0.5))
+    assert isinstance(model.alone, NSConv2d)
+    assert isinstance(model.grouped, NSConv2d)
+    assert type(model.forked) is PrunedConv2d
+    assert isinstance(model.norm, nn.Identity)
+    assert isinstance(model.after_sum, nn.BatchNorm2d)
+    model(torch.randn(4, 3, 5, 5)).sum().backward()
+    assert model.grouped.weight.grad is not None
+
+
+def test_the_shift_and_the_gain_start_as_told() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    nn.init.constant_(model[1].bias, 0.25)
+    layer = prune_activations(model, None, gain=1.5)[0]
+    assert layer.bias.tolist() == [0.25] * 3
+    assert layer.gain.tolist() == [1.5] * 3
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias", "gain"}
+
+
+def test_a_model_that_cannot_be_followed_is_refused() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+    with pytest.raises(ValueError, match="cannot be found in Branching"):
+        prune_activations(Branching(), Store(0.5))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "cnn-fedavg", "resnet18", "resnet20", "vgg11", "mobilenetv2", "shufflenetv2", "mlp"]
+)
+def test_every_model_trains_is_made_sparse_and_dense_again(name: str, norm: str) -> None:
+    torch.manual_seed(0)
+    model = prune_activations(models.build(name, 4, image_size=32, norm=norm, width=0.25), Store(0.5), gain=1.7139)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert not any(type(m) in (nn.Conv2d, nn.ReLU, nn.MaxPool2d) for m in model.modules())
+    sparsify(model, 0.3)
+    assert not any(type(m) is SparseConv2d for m in model.modules())
+    x = torch.randn(2, 3, 32, 32)
+    functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    model, x = model.eval().double(), x.double()
+    y = model(x)
+    assert not any(isinstance(m, PrunedSparseConv2d) for m in densify(copy.deepcopy(model)).modules())
+    torch.testing.assert_close(densify(copy.deepcopy(model))(x), y)
+    stream = io.BytesIO()
+    torch.save(model.state_dict(), stream)
+    stream.seek(0)
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.load_state_dict(torch.load(stream, weights_only=True))
+    assert torch.equal(other(x), y)
