@@ -74,7 +74,7 @@ class Client:
     loss: float = float("nan")
     batch: tuple[Tensor, Tensor] | None = None
     iteration: int = 0
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict, init=False)
     contexts: ExitStack = field(default_factory=ExitStack, init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
 

@@ -2,7 +2,7 @@
 
 from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
-from fedsparse.nn.growth import Growth, collect_growth, visit_gradients
+from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.scaled_pruning import prune_activations
 
@@ -12,6 +12,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "Store",
+    "add_gradients",
     "collect_growth",
     "densify",
     "explain",

@@ -1,7 +1,7 @@
 """Look, during an ordinary backward pass, at the gradients of inactive weights: one layer at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,6 +65,31 @@ def visit_gradients(layers: Mapping[str, nn.Module], callback: Callable[[str, Te
             callback(name, conv2d_weight(x, layer.weight_shape, g, **layer.geometry()))
 
     with _at_each_layer(layers, layers, hand_over):
+        yield
+
+
+@contextmanager
+def add_gradients(
+    model: nn.Module, sums: dict[str, Tensor], change: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[None]:
+    """Within the context, each backward pass adds every parameter's gradient, or `change(gradient)`, to `sums`.
+
+    A sparse layer's entry is `sums[layer]`, of its whole weight in the dense shape (see `visit_gradients`), the others'
+    `sums[parameter]`. An entry that is missing starts at 0. This holds a number for every weight, active or not, as
+    PruneFL needs; beside it one layer's gradient at a time.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+    values = {id(layer.values) for layer in layers.values()}
+
+    def add(name: str, gradient: Tensor) -> None:
+        term = gradient if change is None else change(gradient)
+        sums[name] = sums[name].add_(term) if name in sums else term.clone()
+
+    with ExitStack() as stack:
+        stack.enter_context(visit_gradients(layers, add))
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in values and parameter.requires_grad:
+                stack.callback(parameter.register_hook(partial(add, name)).remove)
         yield
 
 

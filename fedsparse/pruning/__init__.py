@@ -2,6 +2,7 @@
 
 from fedsparse.pruning.density import Rule, apportion, layer_counts
 from fedsparse.pruning.masks import Distribution, masks_from_scores, top_masks
+from fedsparse.pruning.reconfigure import reconfigure
 from fedsparse.pruning.schedule import Decay, Schedule
 from fedsparse.pruning.select import (
     active_groups,
@@ -35,6 +36,7 @@ __all__ = [
     "lowest_values",
     "masks_from_scores",
     "prune_and_grow",
+    "reconfigure",
     "top_mask",
     "top_masks",
     "with_groups",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedsparse.nn import collect_growth, prunable, sparse_layers, sparsify, visit_gradients
+from fedsparse.nn import add_gradients, collect_growth, prunable, sparse_layers, sparsify, visit_gradients
 
 
 def test_the_largest_inactive_gradients_are_those_of_the_masked_dense_model() -> None:
@@ -100,3 +100,33 @@ def test_visiting_keeps_no_gradient_alive() -> None:
     with visit_gradients(sparse_layers(model), callback):
         model(torch.randn(3, 8)).sum().backward()
     assert counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_gradients_add_up_over_passes(squared: bool) -> None:
+    """Two passes over a masked model: sums of the dense twin's gradients, or of their squares, by layer or parameter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3), nn.Linear(3, 2)
+    )
+    twin = copy.deepcopy(model)
+    sparsify(model, {"0": 0.3, "3": 0.3})
+    for name, layer in sparse_layers(model).items():
+        twin.get_submodule(name).weight.data.mul_(layer.topology.mask())
+    expected = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    sums: dict[str, torch.Tensor] = {}
+    with add_gradients(model, sums, torch.square if squared else None):
+        for _ in range(2):
+            x, y = torch.randn(6, 1, 4, 4), torch.randint(0, 2, (6,))
+            model.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            twin.zero_grad()
+            functional.cross_entropy(twin(x), y).backward()
+            for name, p in twin.named_parameters():
+                expected[name] += p.grad.square() if squared else p.grad
+    held = {name: total.clone() for name, total in sums.items()}
+    model(x).sum().backward()
+    assert sorted(sums) == ["0", "0.bias", "1.bias", "1.weight", "3", "3.bias", "4.bias", "4.weight"]
+    for name, total in sums.items():
+        assert torch.allclose(total, expected[f"{name}.weight" if name in ("0", "3") else name], atol=1e-6)
+        assert torch.equal(total, held[name]), "the hooks are gone"
