@@ -92,4 +92,5 @@ class ClientMasksMethod(MaskedMethod):
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """In an adjustment round: refuse a mask of other counts a layer, and turn weights into coordinates."""
-        return coordinates.digest(server, sections) if "mask" in sections else sections
+        adjusting = self.counts(server.model, t, server.training.rounds)
+        return coordinates.digest(server, sections) if adjusting else sections

@@ -12,7 +12,7 @@ reads them. A client's gradient is that of its locally trained model, on `growth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -97,9 +97,10 @@ class FedRTS(MaskedMethod):
         if isinstance(growth, Indices):
             groups, counts = torch.as_tensor(growth.indices), self.counts(server.model, t)
             check_growth(server.model, "growth", groups, counts, exchange.mask(server.model))
-        if t > self.last:
+        parameters = sections.get("parameters")
+        if t > self.last or not isinstance(parameters, Values):
             return sections
-        values, _ = exchange.split_parameters(server.model, cast(Values, sections["parameters"]).tensor())
+        values, _ = exchange.split_parameters(server.model, parameters.tensor())
         kept = self._kept(server, values, t)
         return {**sections, "kept": Bitmap(torch.cat(list(kept.values())))}
 

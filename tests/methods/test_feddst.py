@@ -202,10 +202,10 @@ def test_the_growth_gradient_leaves_norm_statistics_alone() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-@pytest.mark.parametrize("granularity", [1, 4])
-def test_masks_change_at_every_adjustment_and_keep_their_counts(granularity: int, epochs: int) -> None:
+@pytest.mark.parametrize(("granularity", "initial"), [(1, "random"), (4, "random"), (1, "snip")])
+def test_masks_change_at_every_adjustment_and_keep_their_counts(granularity: int, initial: str, epochs: int) -> None:
     """T = 8, so T_end = 4 and rounds 1, 2 and 3 adjust."""
-    method = FedDST(density=0.4, distribution="uniform", interval=1, rate=0.5, granularity=granularity)
+    method = FedDST(density=0.4, distribution="uniform", interval=1, rate=0.5, granularity=granularity, initial=initial)
     loop = toy_loop(method, 8, epochs=epochs, lr=0.2)
     loop.open()
     first = {name: layer.topology.nnz for name, layer in loop.server.layers.items()}

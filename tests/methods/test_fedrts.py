@@ -198,9 +198,9 @@ def test_a_client_names_its_largest_inactive_gradients(batches: int) -> None:
 
 
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("granularity", [1, 4])
-def test_masks_change_at_every_adjustment_and_keep_their_counts(granularity: int, norm: bool) -> None:
-    method = FedRTS(density=0.4, distribution="uniform", interval=1, last=9, granularity=granularity)
+@pytest.mark.parametrize(("granularity", "initial"), [(1, "random"), (4, "random"), (1, "snip")])
+def test_masks_change_at_every_adjustment_and_keep_their_counts(granularity: int, initial: str, norm: bool) -> None:
+    method = FedRTS(density=0.4, distribution="uniform", interval=1, last=9, granularity=granularity, initial=initial)
     loop = toy_loop(method, 5, norm)
     loop.open()
     initial = {}

@@ -224,10 +224,12 @@ def test_guided_pruning_and_growth_by_their_definitions(prune_guided: float, gro
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-@pytest.mark.parametrize("granularity", [1, 4])
-def test_masks_change_at_adjustments_and_keep_their_counts(granularity: int, epochs: int) -> None:
+@pytest.mark.parametrize(("granularity", "initial"), [(1, "random"), (4, "random"), (1, "snip")])
+def test_masks_change_at_adjustments_and_keep_their_counts(granularity: int, initial: str, epochs: int) -> None:
     """dT = 2, T_end = 6: rounds 2 and 4 adjust. The map has directions of active and of inactive weights by then."""
-    method = FedSGC(density=0.4, distribution="uniform", interval=2, last=6, rate=0.5, granularity=granularity)
+    method = FedSGC(
+        density=0.4, distribution="uniform", interval=2, last=6, rate=0.5, granularity=granularity, initial=initial
+    )
     loop = toy_loop(method, 9, epochs=epochs, lr=0.5)
     loop.open()
     first = {name: layer.topology.nnz for name, layer in loop.server.layers.items()}
