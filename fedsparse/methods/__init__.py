@@ -9,11 +9,12 @@ from importlib.metadata import entry_points
 from fedsparse.federated.method import Method
 from fedsparse.methods.fedavg import FedAvg
 from fedsparse.methods.feddst import FedDST
+from fedsparse.methods.fedmef import FedMef
 from fedsparse.methods.fedrts import FedRTS
 from fedsparse.methods.fedsgc import FedSGC
 from fedsparse.methods.fedtiny import FedTiny
 
-_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedRTS, FedSGC, FedTiny)
+_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedMef, FedRTS, FedSGC, FedTiny)
 
 
 @cache
@@ -41,4 +42,4 @@ def get(name: str) -> type[Method]:
     return _registry()[name]
 
 
-__all__ = ["FedAvg", "FedDST", "FedRTS", "FedSGC", "FedTiny", "get", "names"]
+__all__ = ["FedAvg", "FedDST", "FedMef", "FedRTS", "FedSGC", "FedTiny", "get", "names"]

@@ -1,0 +1,152 @@
+"""FedMef: Huang et al., "FedMef: Towards Memory-efficient Federated Dynamic Pruning", CVPR 2024.
+
+Weights that are about to be pruned are first driven towards 0, so that the others take over what they know
+(budget-aware extrusion); activations are kept pruned for the backward pass, and NSConv takes the place of convolution
+and batch norm so that small batches bear it (scaled activation pruning).
+
+An adjustment round: the low weights of a layer, low_l, are the a_l active ones of lowest |w| among those that the
+server sent, so server and clients know them alike. Clients train with the penalty and the raised learning rate, and
+send their weights and the a_l inactive weights of largest |gradient|; the server averages, prunes low_l and grows the
+top a_l |g~|.
+
+Departures: the layer (gain, bias, grown weights' gradient) as `nn.nsconv` says, `gain` is its initial value; the share
+of activations is taken in each sample (`ops.pack_activation`). lr_b, which the paper leaves open, is the learning rate
+of the round, and lr_0 is `extrusion_lr` times that of round 0: with a constant schedule and extrusion_lr = 1 the
+extrusion never exceeds it. b counts the iterations done, so p = 1 at the first; ||w_low|| is over all layers. A
+device's growth gradient is that of its locally trained model, computed from pruned activations, on `growth_batches`
+batches at once. gamma = 0.5 is that of the authors' published code, not of the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsparse.federated import exchange
+from fedsparse.federated.growth import check_growth, find_growth, join_groups
+from fedsparse.federated.masked_method import MaskedMethod
+from fedsparse.nn import Store, prune_activations, sparse_layers
+from fedsparse.pruning import Schedule, highest, lowest_values, prune_and_grow
+from fedsparse.wire import Pairs, PairsSpec, Section, Spec
+
+if TYPE_CHECKING:
+    from fedsparse.federated.client import Client
+    from fedsparse.federated.method import Sections
+    from fedsparse.federated.server import Server
+    from fedsparse.federated.total import Total
+
+
+@dataclass(frozen=True)
+class FedMef(MaskedMethod):
+    """FedMef at total density `density`; the fields of MaskedMethod choose the first mask, random as in the paper.
+
+    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. rate: a_l = floor(rate * 2 c(t) K_l),
+    in groups. penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0.
+    gamma: the share of each conv input that is not kept for the backward pass; 0 keeps all that is not 0. store: how
+    kept values are held. gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi)) keeps the variance
+    through ReLUs. growth_batches: minibatches of the growth gradient.
+    """
+
+    name: ClassVar[str] = "fedmef"
+    density: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    interval: Annotated[int, Field(ge=1)] = 10
+    last: Annotated[int, Field(ge=1)] = 300
+    rate: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    penalty: Annotated[float, Field(ge=0)] = 1e-4
+    extrusion_lr: Annotated[float, Field(ge=0)] = 1.0
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    store: Literal["fp32", "bf16"] = "fp32"
+    gain: Annotated[float, Field(gt=0)] = 1.0
+    growth_batches: Annotated[int, Field(ge=1)] = 1
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """NSConv for convolution and batch norm; all convolutions, ReLUs and poolings keep little."""
+        return prune_activations(model, Store(1 - self.gamma, bfloat16=self.store == "bf16"), self.gain)
+
+    def begin(self, client: Client) -> None:
+        """Fix low_l: the positions, in each layer's values, of the weights that this round extrudes."""
+        layers = sparse_layers(client.model)
+        for name, count in self._counts(client.model, client.round).items():
+            layer = layers[name]
+            client.memory[name] = lowest_values(layer.topology, layer.values.detach(), count)
+
+    def loss(self, client: Client, output: Tensor, target: Tensor) -> Tensor:
+        """The task's loss, in an adjustment round plus lambda * sum ||w_low||^2."""
+        task = super().loss(client, output, target)
+        return task + self.penalty * self._low_square(client) if client.memory else task
+
+    def step(self, client: Client) -> None:
+        """In an adjustment round at lr = max(lr_b, p(b) (2 sigmoid(||w_low||) - 1) lr_0)."""
+        if client.memory:
+            training = client.training
+            norm = math.sqrt(float(self._low_square(client).detach()))
+            raised = self.extrusion_lr * training.learning_rate(0) * self.decay(client.iteration, client.iterations)
+            # tanh(x / 2) = 2 sigmoid(x) - 1
+            lr = max(training.learning_rate(client.round), raised * math.tanh(norm / 2))
+            for group in client.optimizer.param_groups:
+                group["lr"] = lr
+        super().step(client)
+
+    @staticmethod
+    def decay(b: int, budget: int) -> float:
+        """p(b) = (2B - 2b) / (2B - b), from 1 at b = 0 to 0 at b = B."""
+        return (2 * budget - 2 * b) / (2 * budget - b)
+
+    def report(self, client: Client) -> dict[str, Section]:
+        """Weights; in an adjustment round also the a_l inactive weights of largest |gradient| in each layer."""
+        sections = super().report(client)
+        counts = self._counts(client.model, client.round)
+        if not counts:
+            return sections
+        batches = [batch for _, batch in zip(range(self.growth_batches), client.batches("growth"))]
+        found = find_growth(client, self, counts, batches)
+        groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
+        gradients = torch.cat([found[name].gradients.cpu() for name in counts])
+        return sections | {"growth": Pairs(groups, gradients, exchange.mask(client.model).numel())}
+
+    def expect(self, server: Server, t: int) -> dict[str, Spec]:
+        """In an adjustment round: exactly a_l pairs a layer."""
+        counts = self._counts(server.model, t)
+        if not counts:
+            return super().expect(server, t)
+        size = exchange.mask_size(server.model, server.names, self.granularity)
+        width = None if self.granularity == 1 else self.granularity
+        pairs = PairsSpec(size=size, count=sum(counts.values()), dtype="float32", width=width)
+        return super().expect(server, t) | {"growth": pairs}
+
+    def digest(self, server: Server, sections: Sections, t: int) -> Sections:
+        """Refuse pairs that are not a_l inactive weights in each layer."""
+        if isinstance(growth := sections.get("growth"), Pairs):
+            mask, groups = exchange.mask(server.model), torch.as_tensor(growth.indices)
+            check_growth(server.model, "growth", groups, self._counts(server.model, t), mask)
+        return sections
+
+    def update(self, server: Server, total: Total, t: int) -> None:
+        """FedAvg over the common mask, then prune low_l, known from the weights sent, and grow the top a_l |g~|."""
+        counts, topologies = self._counts(server.model, t), {}
+        sent = server.sent_values() if counts else {}
+        found = exchange.split_by_layer(server.model, *total.pairs("growth")) if counts else {}
+        for name, count in counts.items():
+            groups, g = found[name]
+            grown = groups[highest(g.abs() if g.dim() == 1 else g.abs().sum(1), count)]
+            topologies[name] = prune_and_grow(server.layers[name].topology, sent[name], grown.to(sent[name].device))
+        super().update(server, total, t)
+        if topologies:
+            server.change_masks(topologies)
+
+    def _low_square(self, client: Client) -> Tensor:
+        layers = sparse_layers(client.model)
+        return torch.stack([layers[name].values[low].square().sum() for name, low in client.memory.items()]).sum()
+
+    def _counts(self, model: nn.Module, t: int) -> dict[str, int]:
+        """a_l in groups for each layer, at most as many as are inactive; empty where nothing is to be adjusted."""
+        schedule = Schedule(self.interval, self.last)
+        share = self.rate * 2 * schedule.rate(t) if schedule.adjusts(t) else 0.0
+        topologies = {name: layer.topology for name, layer in sparse_layers(model).items()}
+        counts = {n: min(int(share * t.nnz), t.numel - t.nnz) // self.granularity for n, t in topologies.items()}
+        return {name: count for name, count in counts.items() if count > 0}
