@@ -45,6 +45,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder f
 Seed = Annotated[int | None, typer.Option("--seed", help="Replace the configuration's seed.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Run on that many MPI ranks of this machine.")]
 AsFormat = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 
 
@@ -73,11 +74,25 @@ def run(
     data_dir: DataDir = None,
     quiet: Quiet = False,
     format: AsFormat = Format.table,
+    ranks: Ranks = 1,
 ) -> int:
-    """Run one configuration."""
+    """Run one configuration, in this process or on the ranks of an MPI job (`--ranks N`, or started by mpirun)."""
+    from fedsparse.comm.mpi import world_rank, world_size
     from fedsparse.config import load
 
     checked = load(config, overrides or [], seed, data_dir)
+    if ranks > 1 and world_size() == 1:
+        from fedsparse.cli.ranks import start_on_ranks
+        from fedsparse.config.experiment import experiment_of
+
+        experiment_of(checked)
+        start_on_ranks(ranks, config, options_again(overrides, out, seed, data_dir, quiet, format), checked.threads)
+    if world_rank() > 0:
+        from fedsparse.cli import launch
+        from fedsparse.config.experiment import experiment_of
+
+        launch.work(checked, experiment_of(checked))
+        return 0
     from fedsparse.cli import launch
     from fedsparse.cli.folders import run_folder
     from fedsparse.config.experiment import experiment_of
@@ -88,6 +103,16 @@ def run(
     launch.draw(folder.path, checked.name)
     launch.show_one(result, folder.path, format is Format.json)
     return 0 if result["status"] == "complete" else INTERRUPTED
+
+
+def options_again(
+    overrides: list[str] | None, out: Path | None, seed: int | None, data_dir: Path | None, quiet: bool, format: Format
+) -> list[str]:
+    """Return the options of `run` as they would be typed."""
+    options = [word for override in overrides or [] for word in ("--set", override)]
+    for name, value in (("--out", out), ("--seed", seed), ("--data-dir", data_dir)):
+        options += [] if value is None else [name, str(value)]
+    return [*options, *(["--quiet"] if quiet else []), "--format", format.value]
 
 
 @app.command()

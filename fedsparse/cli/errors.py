@@ -24,6 +24,8 @@ def as_failure(error: Exception) -> CommandError | None:
     """Return the sentence for errors that are the input's or the disk's; None for those that are our own mistakes."""
     if isinstance(error, ConfigError | RecordError):
         return CommandError(str(error))
+    if type(error).__name__ == "RunError":
+        return CommandError(f"{error}; its rounds so far are kept", FAILED)
     if isinstance(error, OSError) and error.errno in DISK:
         return CommandError(disk_sentence(error, str(error.filename or "the disk")), FAILED)
     return None

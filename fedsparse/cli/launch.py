@@ -65,13 +65,17 @@ def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool) -> 
     import torch
 
     from fedsparse import federated
+    from fedsparse.comm.mpi import world_size
     from fedsparse.federated.artefacts import write_json
+    from fedsparse.federated.ranks import run_on_ranks
 
     torch.set_num_threads(config.threads)
     try:
         write_json(folder.path / "config.json", config.as_dict())
         with progress(config.name, config.train.rounds, quiet) as on_round:
-            return federated.run(experiment, folder.path, on_round)
+            if world_size() == 1:
+                return federated.run(experiment, folder.path, on_round)
+            return run_on_ranks(experiment, folder.path, on_round, deadline=config.deadline) or {}
     except KeyboardInterrupt:
         result = result_of(config.name, read_rounds(folder.path / "rounds.jsonl"), **known(config))
         write_json(folder.path / "result.json", result)
@@ -85,6 +89,16 @@ def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool) -> 
             raise
         folder.discard()
         raise CommandError(f"method {config.method.name} cannot start: {error}", BAD_INPUT) from error
+
+
+def work(config: Config, experiment: Any) -> None:
+    """Be a worker rank of an MPI job: no folder, no progress, no report."""
+    import torch
+
+    from fedsparse.federated.ranks import run_on_ranks
+
+    torch.set_num_threads(config.threads)
+    run_on_ranks(experiment, deadline=config.deadline)
 
 
 def known(config: Config) -> Result:

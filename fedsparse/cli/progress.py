@@ -59,7 +59,7 @@ def live_bar(name: str, rounds: int) -> Iterator[OnRound]:
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(name, total=rounds, facts="starting")
         yield lambda record: bar.update(
             task, completed=record["round"] + 1, facts="  ".join(facts(record).values()), refresh=True

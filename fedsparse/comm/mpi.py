@@ -25,6 +25,14 @@ def world_size() -> int:
     return 1
 
 
+def world_rank() -> int:
+    """This process's rank in the MPI job that it was started in, else 0; imports no MPI."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
 @dataclass(frozen=True)
 class Received:
     """One message: the rank it came from, its tag, its bytes."""

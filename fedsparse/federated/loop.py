@@ -17,6 +17,7 @@ import numpy as np
 from fedsparse.federated import exchange
 from fedsparse.federated.artefacts import append_line, write_json
 from fedsparse.federated.client import Client, train
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.experiment import Experiment, worker_of
 from fedsparse.federated.meter import multiply_adds
 from fedsparse.federated.method import Method, Sections
@@ -117,7 +118,7 @@ class Loop:
         for done in self.workers.work(Tag.PERFORM, asked, task):
             self._accept(total, done, task, 0, expect)
         if not total.clients:
-            raise RuntimeError(f"no client performed {task}: {self._rejected[-1]['reason']}")
+            raise RunError(f"no client performed {task}: {self._rejected[-1]['reason']}")
         return total
 
     def round(self, t: int) -> Record:
@@ -137,7 +138,7 @@ class Loop:
             work.append(done)
             self._accept(total, done, "report", t, expect)
         if not total.clients:
-            raise RuntimeError(f"round {t} has no report that can be used: {self._rejected[-1]['reason']}")
+            raise RunError(f"round {t} has no report that can be used: {self._rejected[-1]['reason']}")
         self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
         return self._record(t, total, work, seconds, before)

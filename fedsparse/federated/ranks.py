@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedsparse.comm.mpi import Link
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.experiment import Experiment, worker_of
 from fedsparse.federated.loop import run
 from fedsparse.federated.result import Record
@@ -37,6 +38,10 @@ def run_on_ranks(
             return None
         samples = [len(part) for part in experiment.parts]
         result = run(experiment, out, on_round, lambda _: MPIWorkers(link, samples, deadline))
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        link.abort(1)
+        raise
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from fedsparse.comm.mpi import Link
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.worker import Worker
 
 log = logging.getLogger("fedsparse")
@@ -101,7 +102,7 @@ class MPIWorkers:
     """The other ranks of the job; this one serves. The largest client goes first, each idle rank gets the next.
 
     deadline: seconds that a rank may take for one client; startup: seconds until it must have said hello. A rank that
-    is killed, or later than that, is given up and its client handed to another rank. Raises RuntimeError when no rank
+    is killed, or later than that, is given up and its client handed to another rank. Raises RunError when no rank
     is left.
     """
 
@@ -132,7 +133,7 @@ class MPIWorkers:
                     self.link.send(rank, kind, _ORDER.pack(client) + task.encode())
                     busy[rank] = client, time.monotonic() + self.deadline
             if not self.ranks:
-                raise RuntimeError("no worker rank is left: all were killed, or silent beyond the deadline")
+                raise RunError("no worker rank is left: all were killed, or silent beyond the deadline")
             message = self.link.receive(0.5)
             if message is None:
                 continue
