@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from fedsparse.config import ConfigError, from_tables, load
+from fedsparse.config import ConfigError, Partition, from_tables, load
 from fedsparse.config.load import override_value
 from fedsparse.config.method_table import instance_of, settings_of
+from fedsparse.config.schema import Tables
 from fedsparse.methods import FedAvg, FedTiny
 
 MINIMAL = '[method]\nname = "fedavg"\n'
@@ -114,12 +115,12 @@ def test_sentences_name_field_value_and_range(key: str, value: object, sentence:
         (
             {"trian": {}},
             "trian is not a key of the configuration; did you mean 'train'? "
-            "(keys: data, method, model, name, partition, seed, threads, train, wire)",
+            f"(keys: {', '.join(sorted([*Tables.model_fields, 'method']))})",
         ),
         (
             {"partition": {"client": 3}},
             "partition.client is not a key of [partition]; did you mean 'clients'? "
-            "(keys: alpha, classes_per_client, clients, contiguous, kind, min_samples)",
+            f"(keys: {', '.join(sorted(Partition.model_fields))})",
         ),
         (
             {"partition": {"kind": "iidd"}},
