@@ -13,8 +13,10 @@ from fedsparse.methods.fedmef import FedMef
 from fedsparse.methods.fedrts import FedRTS
 from fedsparse.methods.fedsgc import FedSGC
 from fedsparse.methods.fedtiny import FedTiny
+from fedsparse.methods.prunefl import PruneFL
+from fedsparse.methods.ssfl import SSFL
 
-_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedMef, FedRTS, FedSGC, FedTiny)
+_OURS: tuple[type[Method], ...] = (FedAvg, FedDST, FedMef, FedRTS, FedSGC, FedTiny, PruneFL, SSFL)
 
 
 @cache
@@ -42,4 +44,4 @@ def get(name: str) -> type[Method]:
     return _registry()[name]
 
 
-__all__ = ["FedAvg", "FedDST", "FedMef", "FedRTS", "FedSGC", "FedTiny", "get", "names"]
+__all__ = ["SSFL", "FedAvg", "FedDST", "FedMef", "FedRTS", "FedSGC", "FedTiny", "PruneFL", "get", "names"]
