@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsparse.federated import exchange
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.method import Ask, Method, Sections
 from fedsparse.federated.timing import round_seconds
 from fedsparse.federated.total import LIMIT
@@ -125,7 +126,7 @@ class PruneFL(Method):
         for id in by_size:
             try:
                 total = ask("prune_alone", sections, expect, [id])
-            except RuntimeError:
+            except RunError:
                 if id == by_size[-1]:
                     raise
             else:

@@ -11,6 +11,7 @@ from fedsparse.data import Dataset
 from fedsparse.federated import Client, Experiment, Loop, Server, Total, Training, exchange
 from fedsparse.federated import loop as loop_module
 from fedsparse.federated.client import train
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.methods import PruneFL
 from fedsparse.nn import sparse_layers
@@ -332,7 +333,7 @@ def test_no_accepted_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         raise UpdateError("no")
 
     monkeypatch.setattr(loop_module, "judge", nothing)
-    with pytest.raises(RuntimeError, match="no client performed prune_alone"):
+    with pytest.raises(RunError, match="no client performed prune_alone"):
         toy_loop(TOY).open()
 
 
