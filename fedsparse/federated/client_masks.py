@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClientMasksMethod(MaskedMethod):
+class ClientMasksMethod(MaskedMethod, ABC):
     """A method whose `adjust` prunes and grows k_l weights of layer l on each client, in adjustment rounds.
 
     interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t < T_end; 0 means the method's own share of the
@@ -40,9 +41,9 @@ class ClientMasksMethod(MaskedMethod):
     adjust_after: Annotated[float, Field(ge=0, lt=1)] = 0.5
     growth_batches: Annotated[int, Field(ge=1)] = 1
 
+    @abstractmethod
     def adjust(self, client: Client, counts: dict[str, int]) -> None:
         """Prune and grow `counts[name]` groups of each layer; the mask keeps its size."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a client adjusts its mask")
 
     def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
         """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fedsparse.data import Dataset
 from fedsparse.federated import Client, Experiment, Loop, Server, Total, Training, exchange
+from fedsparse.federated.meter import _cpu_meter
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.methods import FedTiny
 from fedsparse.nn import sparse_layers
@@ -231,3 +232,20 @@ def test_without_batch_norm_the_choice_is_by_loss_alone() -> None:
     loop.open()
     assert loop.server.mask_version == 1
     assert loop.server.layers["1"].topology.nnz == round(0.3 * 128)
+
+
+def test_neither_side_holds_a_dense_gradient_of_the_model() -> None:
+    """Two 1024 x 1024 layers: their gradient is 8.4 MB dense. Clients' growth and the server's update stay below half."""
+    layers = [nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 2)]
+    data = Dataset("toy", torch.randn(16, 1, 32, 32), torch.arange(16) % 2, 2, (0.0,), (1.0,))
+    method = FedTiny(density=0.01, interval=1, last=4, rate=0.4, blocks=1, pool=1)
+    model = nn.Sequential(nn.Flatten(), *layers)
+    loop = Loop(Experiment(model, method, data, data, [np.arange(8), np.arange(8, 16)], Training(2, 2, 1, 8)))
+    loop.open()
+    loop.round(0)
+    meter = _cpu_meter()
+    before = meter.fedsparse_meter_live()
+    meter.fedsparse_meter_reset()
+    record = loop.round(1)
+    assert record["mask_change"] > 0
+    assert meter.fedsparse_meter_peak() - before < 2 * 1024 * 1024 * 4 / 2
