@@ -95,12 +95,14 @@ def merge(server: Server, total: Total, idle: int = 0) -> Merged:
 
     idle: samples of clients that are counted besides, with the server's present mask and weights.
     """
-    mean, share = total.masked("weights")
-    share, old = share.double(), idle / total.accepted
-    mine = of_mask(server.model, exchange.mask(server.model)) * old
-    summed = share * mean + mine * weights(server.model)
-    held = share + mine > 0
-    merged = torch.where(held, summed / (share + mine), 0.0).float()
+    merged, share = total.masked("weights")
+    held = share > 0
+    if idle:
+        mine = of_mask(server.model, exchange.mask(server.model))
+        theirs, old = share[mine].double(), idle / total.accepted
+        summed = theirs * merged[mine] + old * weights(server.model)[mine]
+        merged[mine] = (summed / (theirs + old)).float()
+        held |= mine
     _, rest = exchange.split_parameters(server.model, exchange.parameters(server.model))
     buffers = exchange.buffers(server.model)
     return Merged(
