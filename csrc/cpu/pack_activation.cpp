@@ -15,7 +15,6 @@ namespace fedsparse {
 namespace {
 
 constexpr int kDigit = 11;
-constexpr int kCopies = 4;
 
 template <typename T>
 using KeyOf = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -35,34 +34,29 @@ struct Selection {
   int64_t kept = 0;
 };
 
-// Counts by the next digit of the magnitudes whose higher digits are `prefix`. Neighbours count into
-// different copies, so that runs of equal digits do not wait for each other.
+// Counts by the next digit, bits shift to before - 1, of the magnitudes whose higher bits are `prefix`.
 template <typename T>
 class Histogram {
  public:
+  static constexpr int kTop = 8 * sizeof(T) - 1;
+
   Histogram(const T* x, int64_t n, int before, int shift, KeyOf<T> prefix) {
     const KeyOf<T> digit = (KeyOf<T>{1} << (before - shift)) - 1;
     if (before == kTop) {
-      for (int64_t i = 0; i < n; ++i) ++counts_[i % kCopies][magnitude(x[i]) >> shift];
+      for (int64_t i = 0; i < n; ++i) ++counts_[magnitude(x[i]) >> shift];
       return;
     }
     over_words(n, [&](int64_t first, int64_t count) {
       const T* at = x + first;
       over_bits(flag_word(count, [&](int64_t i) { return magnitude(at[i]) >> before == prefix; }),
-                [&](int i) { ++counts_[i % kCopies][(magnitude(at[i]) >> shift) & digit]; });
+                [&](int i) { ++counts_[(magnitude(at[i]) >> shift) & digit]; });
     });
   }
 
-  static constexpr int kTop = 8 * sizeof(T) - 1;
-
-  int64_t operator[](KeyOf<T> digit) const {
-    int64_t sum = 0;
-    for (const auto& copy : counts_) sum += copy[digit];
-    return sum;
-  }
+  int64_t operator[](KeyOf<T> digit) const { return counts_[digit]; }
 
  private:
-  std::array<std::array<uint32_t, 1 << kDigit>, kCopies> counts_{};
+  std::array<uint32_t, 1 << kDigit> counts_{};
 };
 
 // Radix selection from the highest digit down; each step fixes one more digit of the threshold.

@@ -32,7 +32,7 @@ Tensor relu_bits(Tensor y_in, double limit) {
     over_words_parallel(y.numel(), [&](int64_t first, int64_t count) {
       const auto* at = in + first;
       // A NaN passes its gradient on, as in torch.
-      const uint64_t word = flag_word(count, [&](int64_t i) { return !(at[i] <= 0 || at[i] >= high); });
+      const uint64_t word = flag_word(count, [&](int64_t i) { return !((at[i] <= 0) | (at[i] >= high)); });
       write_word(out_ptr<uint8_t>(bits), first, count, word);
     });
   });

@@ -100,30 +100,31 @@ class _MaxPool(torch.autograd.Function):
         y, index = functional.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
         if ctx.needs_input_grad[0]:
             ctx.shape, ctx.settings = x.shape, settings
-            tops, lefts = _corners(y, stride, padding)
-            row = (index // x.shape[3] - tops) // dilation[0]
-            column = (index % x.shape[3] - lefts) // dilation[1]
-            ctx.save_for_backward((row * kernel[1] + column).to(torch.uint8))
+            corners, steps = _window(ctx.shape, y.shape, settings, x.device)
+            place_of = torch.zeros(int(steps[-1]) + 1, dtype=torch.uint8, device=x.device)
+            place_of[steps] = torch.arange(len(steps), dtype=torch.uint8, device=x.device)
+            ctx.save_for_backward(place_of[index - corners])
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
-        (code,) = ctx.saved_tensors
-        kernel, stride, padding, dilation, ceil_mode = ctx.settings
-        tops, lefts = _corners(gy, stride, padding)
-        place = code.long()
-        row, column = tops + place // kernel[1] * dilation[0], lefts + place % kernel[1] * dilation[1]
-        index = row * ctx.shape[3] + column
+        (place,) = ctx.saved_tensors
+        corners, steps = _window(ctx.shape, gy.shape, ctx.settings, gy.device)
         # Only the shape of the input matters to this op.
         x = gy.new_empty(1).expand(ctx.shape)
-        gx = torch.ops.aten.max_pool2d_with_indices_backward(gy, x, kernel, stride, padding, dilation, ceil_mode, index)
+        gx = torch.ops.aten.max_pool2d_with_indices_backward(gy, x, *ctx.settings, corners + steps[place.long()])
         return gx, None
 
 
-def _corners(y: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row [H', 1] and column [W'] in the input at which the window of each output starts."""
-    rows, columns = (torch.arange(y.shape[i + 2], device=y.device) * stride[i] - padding[i] for i in (0, 1))
-    return rows[:, None], columns
+def _window(
+    shape: torch.Size, output: torch.Size, settings: tuple[Any, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Flat place in the input plane: of each output's window [H', W'], and of each place of a window from there."""
+    kernel, stride, padding, dilation, _ = settings
+    starts = [torch.arange(output[i + 2], device=device) * stride[i] - padding[i] for i in (0, 1)]
+    steps = [torch.arange(kernel[i], device=device) * dilation[i] for i in (0, 1)]
+    corners, places = ((pair[0][:, None] * shape[3] + pair[1]) for pair in (starts, steps))
+    return corners, places.flatten()
 
 
 class ByteMaxPool2d(nn.MaxPool2d):
