@@ -23,12 +23,13 @@ Why these suffice, method by method (a dash: FedAvg's):
 | | start, probe | on the client | report and expect | update |
 | --- | --- | --- | --- | --- |
 | FedAvg | mask by score, or scored by a client (probe) | - | weights, buffers | weighted mean |
-| PruneFL | probe: `ask` one client to prune and send its mask; times measured in start | step: add gradients | + squares of the sums, adjustment rounds | mean; mask of any size from g^2/t |
+| PruneFL | prepare: all weights active; times measured in start; probe: `ask` one client to prune and send mask and weights | begin: sum gradients until training ends, `client.contexts` | + norms of the sums, adjustment rounds; digest: their squares | mean; mask of any size from g^2/t |
 | FedDST | mask in start | epoch_end: prune, grow by the last batch's gradient, `client.change_mask` | + the mask (adjustment rounds); digest: Masked by coordinate | masked mean, union, top K_l |
 | FedTiny | probe: norm statistics, then losses of candidates | - | + Pairs of grown candidates | mean; prune and grow a block |
 | FedMef | prepare: NSConv; mask in start | begin: the low weights; loss: + their norm; step: learning rate | + Pairs | mean; prune and grow |
 | FedSGC | broadcast: 2-bit direction map | epoch_end with `client.received` | as FedDST, + Pairs of gradients | masked mean with the old model, union, top K_l |
 | FedRTS | posteriors in `server.state` | - | + Indices; digest: the report's own top-kappa as a Bitmap | posteriors, Thompson sampling |
+| SSFL | probe: all clients score the dense weights | - | weights, buffers | weighted mean |
 """
 
 from __future__ import annotations
