@@ -69,6 +69,11 @@ def join_parameters(model: nn.Module, values: Mapping[str, Tensor], rest: Tensor
     return torch.cat(pieces)
 
 
+def group_count(model: nn.Module) -> int:
+    """The length of `mask`: groups of all sparse layers, active or not."""
+    return sum(_groups(layer, layer.granularity) for layer in sparse_layers(model).values())
+
+
 def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
     """The number of bits of the mask of the named layers, dense or sparse."""
     return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)

@@ -107,7 +107,7 @@ class FedMef(MaskedMethod):
         found = find_growth(client, self, counts, batches)
         groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
         gradients = torch.cat([found[name].gradients.cpu() for name in counts])
-        return sections | {"growth": Pairs(groups, gradients, exchange.mask(client.model).numel())}
+        return sections | {"growth": Pairs(groups, gradients, exchange.group_count(client.model))}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: exactly a_l pairs a layer."""

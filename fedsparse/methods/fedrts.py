@@ -81,7 +81,7 @@ class FedRTS(MaskedMethod):
         batches = [b for _, b in zip(range(self.growth_batches), client.batches("growth"))]
         found = find_growth(client, self, self.counts(client.model, client.round), batches)
         groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
-        return sections | {"growth": Indices(groups, exchange.mask(client.model).numel())}
+        return sections | {"growth": Indices(groups, exchange.group_count(client.model))}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: k_l indices a layer."""

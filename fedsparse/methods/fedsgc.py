@@ -98,7 +98,7 @@ class FedSGC(ClientMasksMethod):
         sections = super().report(client)
         if "mask" not in sections:
             return sections
-        size = exchange.mask(client.model).numel()
+        size = exchange.group_count(client.model)
         pairs = Pairs(client.memory["groups"], client.memory["gradients"], size, wire="bf16")
         return sections | {"gradients": pairs}
 

@@ -160,7 +160,7 @@ class FedTiny(Method):
         names = [name for name in layers if name in counts]
         groups = torch.cat([found[name].groups + starts[name] for name in names])
         gradients = torch.cat([found[name].gradients for name in names])
-        return sections | {"growth": Pairs(groups.cpu(), gradients.cpu(), exchange.mask(client.model).numel())}
+        return sections | {"growth": Pairs(groups.cpu(), gradients.cpu(), exchange.group_count(client.model))}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: the pairs of the block, exactly a_l a layer."""
