@@ -71,6 +71,9 @@ struct TileShape {
 
 template <typename T>
 struct Kernels {
+  // taps[j] = {table[cols[j]], values[perm[j]]}, or values[j] where perm is null.
+  void (*fill_taps)(const int32_t* cols, const int32_t* table, const T* values, const int32_t* perm,
+                    int64_t count, Tap<T>* taps);
   void (*gather)(const Gather<T>&, int64_t row_begin, int64_t row_end);
   void (*sample)(const Sample<T>&, int64_t row_begin, int64_t row_end);
   // Pixel p goes to line place[p], or to line p where place is null; a negative place drops the pixel.
@@ -83,6 +86,8 @@ struct Isa {
   Kernels<float> single;
   Kernels<double> twice;
   TileShape tile;
+  // offsets[j] = table[cols[j]]
+  void (*fill_offsets)(const int32_t* cols, const int32_t* table, int64_t count, int32_t* offsets);
 };
 
 extern const Isa kIsa_portable;

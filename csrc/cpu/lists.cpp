@@ -13,41 +13,39 @@ constexpr int64_t kRowGrain = 64;
 constexpr int64_t kNear = 48 * 1024, kFar = 384 * 1024;
 constexpr int64_t kShortest = 12;
 
-// Notes where the entries of one row pass from one block of channels to the next.
-class BlockMarks {
- public:
-  BlockMarks(int32_t* begin, int32_t at, const ChannelBlocks& plan)
-      : begin_(begin), last_(plan.count), step_(plan.stride * plan.channels), limit_(step_) {
-    begin_[0] = at;
+// begin[b] = first of the entries [at, end) whose offset lies in block b or later; offset_of(j) rises with j.
+template <typename OffsetOf>
+void mark_blocks(const ChannelBlocks& plan, int32_t at, int32_t end, int32_t* begin,
+                 const OffsetOf& offset_of) {
+  begin[0] = at;
+  for (int64_t block = 1; block < plan.count; ++block) {
+    const int64_t limit = block * plan.stride * plan.channels;
+    while (at < end && offset_of(at) < limit) ++at;
+    begin[block] = at;
   }
-
-  void pass(int32_t offset, int32_t at) {
-    for (; block_ + 1 < last_ && offset >= limit_; limit_ += step_) begin_[++block_] = at;
-  }
-
-  void finish(int32_t at) {
-    while (block_ < last_) begin_[++block_] = at;
-  }
-
- private:
-  int32_t* begin_;
-  int64_t last_, step_, limit_, block_ = 0;
-};
+  begin[plan.count] = end;
+}
 
 Tensor empty_marks(const Index& index, const ChannelBlocks& plan) {
   return torch::stable::new_empty(index.owner[0], {index.rows * (plan.count + 1)});
 }
 
+// The taps of one row that the table does not drop.
 template <typename T>
-void fill_row(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
-              BlockMarks marks, int32_t at, Tap<T>* taps) {
+void fill_some(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
+               Tap<T>* taps) {
   for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) {
     const int32_t offset = table[index.cols[j]];
-    if (offset < 0) continue;
-    marks.pass(offset, at);
-    taps[at++] = {offset, values[index.perm ? index.perm[j] : j]};
+    if (offset >= 0) *taps++ = {offset, values[index.perm ? index.perm[j] : j]};
   }
-  marks.finish(at);
+}
+
+template <typename T>
+void fill_all(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
+              Tap<T>* taps) {
+  const int32_t first = index.starts[row];
+  kernels<T>().fill_taps(index.cols + first, table.data(), index.perm ? values : values + first,
+                         index.perm ? index.perm + first : nullptr, index.starts[row + 1] - first, taps);
 }
 
 // How many taps each row keeps, as running starts.
@@ -118,14 +116,18 @@ ChannelBlocks channel_blocks(int64_t channels, int64_t stride, int64_t lines, in
 template <typename T>
 TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table,
                       const ChannelBlocks& plan) {
-  const Tensor indptr = keeps_all(table) ? index.owner[0] : kept_starts(index, table);
+  const bool all = keeps_all(table);
+  const Tensor indptr = all ? index.owner[0] : kept_starts(index, table);
   const int32_t* starts = in_ptr<int32_t>(indptr);
   const int64_t words = starts[index.rows] * static_cast<int64_t>(sizeof(Tap<T>) / sizeof(int32_t));
   TapLists<T> lists{empty_marks(index, plan), torch::stable::new_empty(index.owner[0], {words}), plan.count};
+  Tap<T>* taps = out_ptr<Tap<T>>(lists.taps);
+  int32_t* marks = out_ptr<int32_t>(lists.begin);
   torch::stable::parallel_for(0, index.rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const BlockMarks marks(out_ptr<int32_t>(lists.begin) + row * (plan.count + 1), starts[row], plan);
-      fill_row(index, values, table, row, marks, starts[row], out_ptr<Tap<T>>(lists.taps));
+      (all ? fill_all<T> : fill_some<T>)(index, values, table, row, taps + starts[row]);
+      mark_blocks(plan, starts[row], starts[row + 1], marks + row * (plan.count + 1),
+                  [&](int32_t j) { return taps[j].offset; });
     }
   });
   return lists;
@@ -140,15 +142,13 @@ OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, 
   OffsetLists lists{empty_marks(index, plan), torch::stable::new_empty(index.owner[0], {index.nnz}),
                     plan.count};
   int32_t* offsets = out_ptr<int32_t>(lists.offsets);
+  int32_t* marks = out_ptr<int32_t>(lists.begin);
   torch::stable::parallel_for(0, index.rows, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      BlockMarks marks(out_ptr<int32_t>(lists.begin) + row * (plan.count + 1), index.starts[row], plan);
-      for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) {
-        offsets[j] = table[index.cols[j]];
-        marks.pass(offsets[j], j);
-      }
-      marks.finish(index.starts[row + 1]);
-    }
+    const int32_t first = index.starts[begin];
+    chosen_isa().fill_offsets(index.cols + first, table.data(), index.starts[end] - first, offsets + first);
+    for (int64_t row = begin; row < end; ++row)
+      mark_blocks(plan, index.starts[row], index.starts[row + 1], marks + row * (plan.count + 1),
+                  [&](int32_t j) { return offsets[j]; });
   });
   return lists;
 }

@@ -307,6 +307,23 @@ void sample(const Sample<T>& s, int64_t row_begin, int64_t row_end) {
   }
 }
 
+// ---- lists: plain loops, compiled here for the sake of the gather instructions
+// ----------------------------------
+
+template <typename T>
+void fill_taps(const int32_t* __restrict cols, const int32_t* __restrict table, const T* __restrict values,
+               const int32_t* __restrict perm, int64_t count, Tap<T>* __restrict taps) {
+  if (perm)
+    for (int64_t j = 0; j < count; ++j) taps[j] = {table[cols[j]], values[perm[j]]};
+  else
+    for (int64_t j = 0; j < count; ++j) taps[j] = {table[cols[j]], values[j]};
+}
+
+void fill_offsets(const int32_t* __restrict cols, const int32_t* __restrict table, int64_t count,
+                  int32_t* __restrict offsets) {
+  for (int64_t j = 0; j < count; ++j) offsets[j] = table[cols[j]];
+}
+
 // ---- layout
 // ------------------------------------------------------------------------------------------------------
 
@@ -358,7 +375,7 @@ void from_lines(const Plane& plane, const T* lines, T* images) {
 
 template <typename T>
 constexpr Kernels<T> table() {
-  return {&gather<T>, &sample<T>, &to_lines<T>, &from_lines<T>};
+  return {&fill_taps<T>, &gather<T>, &sample<T>, &to_lines<T>, &from_lines<T>};
 }
 
 }  // namespace
@@ -369,6 +386,6 @@ constexpr Kernels<T> table() {
 #define FEDSPARSE_NAME(name) FEDSPARSE_TEXT(name)
 
 extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {
-    FEDSPARSE_NAME(FEDSPARSE_ISA), table<float>(), table<double>(), {kTilePixels / 4, 4}};
+    FEDSPARSE_NAME(FEDSPARSE_ISA), table<float>(), table<double>(), {kTilePixels / 4, 4}, &fill_offsets};
 
 }  // namespace fedsparse
