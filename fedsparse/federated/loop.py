@@ -6,6 +6,7 @@ Every message is encoded to bytes, counted, decoded and judged, in one process t
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -211,6 +212,7 @@ class Loop:
         accuracy = loss = None
         if (t + 1) % training.eval_every == 0 or t + 1 == training.rounds:
             accuracy, loss = evaluate(server.model, self.experiment.test)
+            loss = loss if math.isfinite(loss) else None
         finished = [done for done in work if done.answer is not None]
         record = {
             "round": t,
