@@ -30,8 +30,7 @@ def test_mask_survives_the_round_trip(shape: tuple[int, ...], density: float) ->
     assert torch.equal(topology.flat(), mask.reshape(-1).nonzero().reshape(-1))
     again = Topology.from_flat(topology.flat(), shape)
     assert all(
-        torch.equal(getattr(again, n), getattr(topology, n))
-        for n in ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
+        torch.equal(getattr(again, n), getattr(topology, n)) for n in ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
     )
 
 
