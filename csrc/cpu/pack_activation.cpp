@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "bits.h"
 #include "check.h"
