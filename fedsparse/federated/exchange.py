@@ -27,8 +27,10 @@ def buffers(model: nn.Module) -> Tensor:
 
 def mask(model: nn.Module) -> Tensor:
     """The masks of all sparse layers as one bool vector over groups, on the CPU."""
-    bits = [_layer_bits(layer) for layer in sparse_layers(model).values()]
-    return torch.cat(bits) if bits else torch.zeros(0, dtype=torch.bool)
+    bits = torch.zeros(group_count(model), dtype=torch.bool)
+    for name, start in offsets(model).items():
+        bits[active_groups(sparse_layers(model)[name].topology).cpu() + start] = True
+    return bits
 
 
 @torch.no_grad()
@@ -125,12 +127,6 @@ def offsets(model: nn.Module) -> dict[str, int]:
         starts[name] = start
         start += _groups(layer, layer.granularity)
     return starts
-
-
-def _layer_bits(layer: SparseLayer) -> Tensor:
-    bits = torch.zeros(_groups(layer, layer.granularity), dtype=torch.bool)
-    bits[active_groups(layer.topology).cpu()] = True
-    return bits
 
 
 def _groups(layer: nn.Module, granularity: int) -> int:

@@ -23,14 +23,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsparse.federated import exchange
+from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.method import Ask, Method, Sections
 from fedsparse.federated.seeds import numpy_generator
-from fedsparse.federated.validate import UpdateError
-from fedsparse.nn import collect_growth, prunable, sparse_layers, sparsify
+from fedsparse.nn import prunable, sparse_layers, sparsify
 from fedsparse.pruning import (
     Rule,
     Schedule,
-    active_groups,
     apportion,
     highest,
     layer_counts,
@@ -149,18 +148,11 @@ class FedTiny(Method):
         counts = self._counts(client.model, client.round)
         if not counts:
             return sections
-        layers = sparse_layers(client.model)
-        batches = [b for _, b in zip(range(self.growth_batches), client.batches("growth"))]
-        x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-        client.optimizer.zero_grad(set_to_none=True)
-        with collect_growth(layers, counts) as found:
-            self.loss(client, client.model(x), y).backward()
-        client.optimizer.zero_grad(set_to_none=True)
-        starts = exchange.offsets(client.model)
-        names = [name for name in layers if name in counts]
-        groups = torch.cat([found[name].groups + starts[name] for name in names])
-        gradients = torch.cat([found[name].gradients for name in names])
-        return sections | {"growth": Pairs(groups.cpu(), gradients.cpu(), exchange.group_count(client.model))}
+        batches = [batch for _, batch in zip(range(self.growth_batches), client.batches("growth"))]
+        found = find_growth(client, self, counts, batches)
+        groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
+        gradients = torch.cat([found[name].gradients.cpu() for name in counts])
+        return sections | {"growth": Pairs(groups, gradients, exchange.group_count(client.model))}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: the pairs of the block, exactly a_l a layer."""
@@ -175,15 +167,9 @@ class FedTiny(Method):
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """Refuse pairs that are not a_l inactive weights in each layer of the block."""
-        counts = self._counts(server.model, t)
-        growth = sections.get("growth")
-        if not isinstance(growth, Pairs):
-            return sections
-        for name, (groups,) in exchange.split_by_layer(server.model, torch.as_tensor(growth.indices)).items():
-            if len(groups) != counts.get(name, 0):
-                raise UpdateError(f"growth has {len(groups)} weights in {name}, not {counts.get(name, 0)}")
-            if torch.isin(groups, active_groups(server.layers[name].topology).cpu()).any():
-                raise UpdateError(f"growth names a weight of {name} that is active already")
+        if isinstance(growth := sections.get("growth"), Pairs):
+            groups, active = torch.as_tensor(growth.indices), exchange.mask(server.model)
+            check_growth(server.model, "growth", groups, self._counts(server.model, t), active)
         return sections
 
     def update(self, server: Server, total: Total, t: int) -> None:
