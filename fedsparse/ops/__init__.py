@@ -5,11 +5,16 @@
     layout       unpack, gather                            values to the dense weight and back
     selection    topk, topk_segmented, grow_scores
     activations  pack_activation, relu                     what is kept of them for the backward pass
+    blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
 `use_backend` forces a back end, `active_backend` says which one runs.
 """
 
 from fedsparse.ops.backend import BACKENDS, active_backend, use_backend
+from fedsparse.ops.blocked import from_blocked, to_blocked
+from fedsparse.ops.blocked_conv2d import blocked_conv2d
+from fedsparse.ops.blocked_norm import batch_moments, batch_norm, group_moments, group_norm
+from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.grow_scores import grow_scores
 from fedsparse.ops.load import compiled, load_libraries
@@ -25,17 +30,26 @@ __all__ = [
     "BACKENDS",
     "PackedActivation",
     "active_backend",
+    "batch_moments",
+    "batch_norm",
+    "blocked_average",
+    "blocked_conv2d",
+    "blocked_max",
     "compiled",
     "conv2d",
     "conv2d_input",
     "conv2d_weight",
+    "from_blocked",
     "gather",
+    "group_moments",
+    "group_norm",
     "grow_scores",
     "pack_activation",
     "relu",
     "sddmm",
     "spmm",
     "spmm_t",
+    "to_blocked",
     "topk",
     "topk_segmented",
     "unpack",

@@ -1,0 +1,82 @@
+// conv2d_input with gy [blocks, N, H', W', lanes] and dx [blocks, C, H, W, lanes].
+#include <torch/csrc/stable/library.h>
+
+#include "conv_bands.h"
+
+namespace fedsparse {
+namespace {
+
+// The input pixels of one remainder by the stride are a gather of their own.
+template <typename T>
+struct Phase {
+  Pair at;
+  int64_t height;  // its rows of the whole map
+  TapLists<T> lists;
+};
+
+template <typename T>
+std::vector<Phase<T>> phases_of(const Conv& conv, const Band& band, const Index& index, const T* values) {
+  const int64_t line = kLanes<T>;
+  const Pair taps{(conv.kernel.y - 1) / conv.stride.y + 1, (conv.kernel.x - 1) / conv.stride.x + 1};
+  const ChannelBlocks plan = channel_blocks(conv.rows, band.plane.lines * line,
+                                            tile_lines(register_tile(), taps, {1, 1}, conv.dilation),
+                                            conv.channels, index.nnz / (conv.stride.y * conv.stride.x));
+  std::vector<Phase<T>> phases;
+  for (int64_t y = 0; y < std::min(conv.stride.y, conv.in.y); ++y)
+    for (int64_t x = 0; x < std::min(conv.stride.x, conv.in.x); ++x)
+      phases.push_back(
+          {{y, x},
+           (conv.in.y - y + conv.stride.y - 1) / conv.stride.y,
+           tap_lists<T>(index, values, gradient_table("blocked_conv2d_input", conv, band.plane, {y, x}, line),
+                        plan)});
+  return phases;
+}
+
+template <typename T>
+void input_gradient(const Conv& conv, const Index& index, const Tensor& values, const Tensor& gy,
+                    Tensor& dx) {
+  const Band band = gradient_band<T>(conv);
+  const auto phases = phases_of<T>(conv, band, index, in_ptr<T>(values));
+  const int64_t out_row = conv.in.x * kLanes<T>, out_channel = conv.in.y * out_row;
+  BandWork<T>(band, index, gy).run([&](int64_t block, int64_t b, const T* in, int64_t begin, int64_t end) {
+    T* const out = out_ptr<T>(dx) + block * conv.channels * out_channel;
+    for (const Phase<T>& phase : phases) {
+      const int64_t rows = std::min(band.out_rows, phase.height - band.first(b));
+      if (rows <= 0) continue;
+      const int64_t y = band.first(b) * conv.stride.y + phase.at.y;
+      kernels<T>().gather(
+          {phase.lists.blocks(), phase.lists.data(), nullptr, in, band.plane.pitch * kLanes<T>,
+           out + y * out_row + phase.at.x * kLanes<T>, out_channel, conv.stride.y * out_row,
+           conv.stride.x * kLanes<T>, rows, (conv.in.x - phase.at.x + conv.stride.x - 1) / conv.stride.x},
+          begin, end);
+    }
+  });
+}
+
+Tensor blocked_conv2d_input(Tensor values_in, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy_in,
+                            std::vector<int64_t> size, std::vector<int64_t> kernel,
+                            std::vector<int64_t> stride, std::vector<int64_t> padding,
+                            std::vector<int64_t> dilation) {
+  const char* op = "blocked_conv2d_input";
+  const Tensor values = checked_floats(op, "values", values_in, 1), gy = checked_blocked(op, "gy", gy_in);
+  require_same_type(op, "gy", gy, values);
+  require(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
+          ": size must be the height and width of the input.");
+  const Conv conv = checked_conv(op, gy.size(0) * gy.size(4), t_indptr.numel() - 1, gy.size(1),
+                                 {size[0], size[1]}, kernel, stride, padding, dilation);
+  require(gy.size(2) == conv.out.y && gy.size(3) == conv.out.x, op, ": gy must have ", conv.out.y, " x ",
+          conv.out.x, " pixels, not ", gy.size(2), " x ", gy.size(3), ".");
+  const Index index = checked_index(op, t_indptr, t_cols, conv.rows * conv.taps(), &t_perm);
+  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
+  Tensor dx = torch::stable::new_empty(gy, {gy.size(0), conv.channels, conv.in.y, conv.in.x, gy.size(4)});
+  if (dx.numel() == 0) return dx;
+  by_type(values, [&](auto zero) { input_gradient<decltype(zero)>(conv, index, values, gy, dx); });
+  return dx;
+}
+
+}  // namespace
+}  // namespace fedsparse
+
+STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
+  m.impl("blocked_conv2d_input", TORCH_BOX(&fedsparse::blocked_conv2d_input));
+}

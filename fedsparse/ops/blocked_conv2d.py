@@ -1,0 +1,127 @@
+"""conv2d on blocked tensors (see `blocked`): the same three products, without leaving the layout.
+
+    blocked_conv2d(values, x)            y [blocks, N, H', W', L] = W * x [blocks, C, H, W, L] (+ bias [N])
+    blocked_conv2d_input(values, gy)     dx [blocks, C, H, W, L]
+    blocked_conv2d_weight(gy, x, batch)  dvalues [nnz], over the `batch` true images
+
+Geometry as in `conv2d`. Kept for the backward: x and values. Once differentiable: a second derivative needs the
+ordinary layout. CPU only (C++, float32 and float64).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedsparse.ops.algebra import FAMILIES, Geometry, check_bias, check_operand, check_values
+from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked, reference_to_blocked
+from fedsparse.ops.conv2d import Size, output_size, pair
+from fedsparse.ops.index import Index
+from fedsparse.ops.load import define
+from fedsparse.topology import Topology
+
+_GEOMETRY = "int[2] kernel, int[2] stride, int[2] padding, int[2] dilation"
+
+define(f"blocked_conv2d(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias, {_GEOMETRY}) -> Tensor")
+define(
+    "blocked_conv2d_input(Tensor values, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy, int[2] size, "
+    f"{_GEOMETRY}) -> Tensor"
+)
+define(f"blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy, Tensor x, SymInt batch, {_GEOMETRY}) -> Tensor")
+
+
+@torch.library.register_fake("fedsparse::blocked_conv2d")
+def _(values: Tensor, indptr: Tensor, cols: Tensor, x: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    blocks, _, high, wide, lanes = x.shape
+    return x.new_empty(blocks, indptr.shape[0] - 1, *output_size((high, wide), geometry), lanes)
+
+
+@torch.library.register_fake("fedsparse::blocked_conv2d_input")
+def _(
+    values: Tensor,
+    t_indptr: Tensor,
+    t_cols: Tensor,
+    t_perm: Tensor,
+    gy: Tensor,
+    size: tuple[int, int],
+    *geometry: Any,
+) -> Tensor:
+    return gy.new_empty(gy.shape[0], t_indptr.shape[0] - 1, *size, gy.shape[4])
+
+
+@torch.library.register_fake("fedsparse::blocked_conv2d_weight")
+def _(indptr: Tensor, cols: Tensor, gy: Tensor, x: Tensor, batch: int, *geometry: Any) -> Tensor:
+    return gy.new_empty(cols.shape[0])
+
+
+def reference_blocked_conv2d(
+    values: Tensor, index: Index, x: Tensor, bias: Tensor | None, batch: int, geometry: Geometry
+) -> Tensor:
+    """blocked_conv2d by the reference of conv2d."""
+    product = FAMILIES["conv2d"]["reference"].product
+    return reference_to_blocked(product(values, index, reference_from_blocked(x, batch), bias, geometry))
+
+
+class BlockedConv2d(torch.autograd.Function):
+    """y = W * x + bias, and its gradients where they are asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        geometry: Geometry,
+        batch: int,
+        values: Tensor,
+        x: Tensor,
+        bias: Tensor | None,
+        *index: Tensor,
+    ) -> Tensor:
+        """Geometry as (kernel, stride, padding, dilation); index as the five arrays of `Index`."""
+        ctx.geometry, ctx.batch, ctx.size = geometry, batch, tuple(x.shape[2:4])
+        needs_values, needs_x = ctx.needs_input_grad[2:4]
+        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *index)
+        return torch.ops.fedsparse.blocked_conv2d(values, *index[:2], x, bias, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of values, x and bias."""
+        values, x, *index = ctx.saved_tensors
+        needs_values, needs_x, needs_bias = ctx.needs_input_grad[2:5]
+        raw = torch.ops.fedsparse
+        dvalues = raw.blocked_conv2d_weight(*index[:2], gy, x, ctx.batch, *ctx.geometry) if needs_values else None
+        dx = raw.blocked_conv2d_input(values, *index[2:], gy, ctx.size, *ctx.geometry) if needs_x else None
+        dbias = raw.blocked_sum(gy, ctx.batch) if needs_bias else None
+        return None, None, dvalues, dx, dbias, *(None for _ in index)
+
+
+def blocked_conv2d(
+    values: Tensor,
+    topology: Topology,
+    x: Tensor,
+    batch: int,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+) -> Tensor:
+    """y = W * x + bias, differentiable in values, x and bias.
+
+    Shapes: values [nnz], x [blocks, C, H, W, L] with `batch` images, bias [N] or None, y [blocks, N, H', W', L].
+    ValueError otherwise.
+    """
+    op = "blocked_conv2d"
+    check_blocked(op, "x", x)
+    check_batch(op, x, batch)
+    if len(topology.shape) != 4:
+        raise ValueError(f"{op}: the topology must have shape (N, C, kh, kw), not {topology.shape}.")
+    check_operand(op, "values", values, 1, x)
+    check_values(op, values, topology.nnz, x)
+    check_bias(op, bias, topology.rows, x)
+    if x.shape[1] != topology.channels:
+        raise ValueError(f"{op}: x must have {topology.channels} channels, not {x.shape[1]}.")
+    pairs = pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
+    geometry = (topology.kernel, *pairs)
+    if min(output_size((x.shape[2], x.shape[3]), geometry)) < 1:
+        raise ValueError(f"{op}: the kernel {topology.kernel} with dilation {pairs[2]} exceeds the padded input.")
+    return BlockedConv2d.apply(geometry, batch, values, x, bias, *Index.of(topology))

@@ -1,0 +1,215 @@
+"""Batch norm and group norm on blocked tensors, with residual addition and ReLU in the same pass.
+
+    y = relu(z * weight + bias + residual),  z = (x - mean) * rstd,  rstd = 1 / sqrt(variance + eps)
+
+Batch norm (Ioffe and Szegedy, ICML 2015): mean and variance [C] over the B true images and all pixels. Group norm (Wu
+and He, ECCV 2018): over the channels of a group and all pixels of one image, [blocks, groups, L]. Both are computed in
+two passes, sums of planes in float64.
+
+    m  = dy where y > 0 (dy without ReLU)          dresidual = m
+    dweight = sum m z,  dbias = sum m              dx = weight rstd (m - mean(m) - z mean(m z))
+
+with the means over what the statistics were taken of, and without them for given statistics (eval). Group norm has
+weight inside the means.
+
+Kept for the backward: x and the statistics; y as well where a residual and ReLU are fused (it is the next layer's
+input, which that layer keeps anyway). Without a residual ReLU is read off x. Torch's own layers keep x, y of the
+norm's ReLU and, for an addition, as much: never less. Once differentiable. CPU only (C++, float32 and float64).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedsparse.ops.blocked import check_batch, check_blocked
+from fedsparse.ops.load import define
+
+_BACKWARD = "Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? out, bool relu"
+_GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
+
+define("blocked_batch_moments(Tensor x, SymInt batch) -> (Tensor mean, Tensor variance)")
+define("blocked_group_moments(Tensor x, int groups) -> (Tensor mean, Tensor variance)")
+define("blocked_norm(Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> Tensor")
+define(f"blocked_batch_norm_backward({_BACKWARD}, bool training, SymInt batch) -> {_GRADIENTS}")
+define(f"blocked_group_norm_backward({_BACKWARD}, SymInt batch) -> {_GRADIENTS}")
+
+
+@torch.library.register_fake("fedsparse::blocked_batch_moments")
+def _(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+@torch.library.register_fake("fedsparse::blocked_group_moments")
+def _(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], groups, x.shape[4])
+    return x.new_empty(shape), x.new_empty(shape)
+
+
+@torch.library.register_fake("fedsparse::blocked_norm")
+def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_gradients(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight, bias, out = rest[:3]
+    masked = x.new_empty(0) if out is None else torch.empty_like(x)
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), masked
+
+
+torch.library.register_fake("fedsparse::blocked_batch_norm_backward", _fake_gradients)
+torch.library.register_fake("fedsparse::blocked_group_norm_backward", _fake_gradients)
+
+
+def reference_norm(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """blocked_norm by torch's own ops."""
+    channels = (1, -1, 1, 1, 1)
+    y = x * scale.view(channels) + shift.view(channels) + (0 if residual is None else residual)
+    return y.relu() if relu else y
+
+
+class BatchNorm(torch.autograd.Function):
+    """Given statistics, of x itself (training) or not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        relu: bool,
+        training: bool,
+        batch: int,
+    ) -> Tensor:
+        """Arguments as in `batch_norm`."""
+        ctx.relu, ctx.training, ctx.batch = relu, training, batch
+        scale = rstd if weight is None else weight * rstd
+        shift = -mean * scale if bias is None else bias - mean * scale
+        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, y if relu and residual is not None else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and residual."""
+        x, weight, bias, mean, rstd, y = ctx.saved_tensors
+        weight, bias = _affine(weight, bias, x)
+        dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_batch_norm_backward(
+            gy, x, mean, rstd, weight, bias, y, ctx.relu, ctx.training, ctx.batch
+        )
+        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 5
+
+
+class GroupNorm(torch.autograd.Function):
+    """Given statistics of x itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        relu: bool,
+        batch: int,
+    ) -> Tensor:
+        """Arguments as in `group_norm`."""
+        ctx.relu, ctx.batch = relu, batch
+        width = x.shape[1] // mean.shape[1]
+        scale = rstd.repeat_interleave(width, 1)
+        shift = -mean.repeat_interleave(width, 1)
+        scale = scale if weight is None else scale * weight[:, None]
+        shift = shift * scale if bias is None else bias[:, None] + shift * scale
+        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, y if relu and residual is not None else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and residual."""
+        x, weight, bias, mean, rstd, y = ctx.saved_tensors
+        weight, bias = _affine(weight, bias, x)
+        dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_group_norm_backward(
+            gy, x, mean, rstd, weight, bias, y, ctx.relu, ctx.batch
+        )
+        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 4
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_ones(x.shape[1]) if weight is None else weight,
+        x.new_zeros(x.shape[1]) if bias is None else bias,
+    )
+
+
+def _wanted(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad))
+
+
+@torch.no_grad()
+def batch_moments(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """(mean, biased variance), each [C], of the true images of x [blocks, C, H, W, L]; no gradients."""
+    check_blocked("batch_moments", "x", x)
+    check_batch("batch_moments", x, batch)
+    return torch.ops.fedsparse.blocked_batch_moments(x, batch)
+
+
+@torch.no_grad()
+def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """(mean, biased variance), each [blocks, groups, L], of x [blocks, C, H, W, L]; no gradients."""
+    check_blocked("group_moments", "x", x)
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"group_moments: groups must divide the {x.shape[1]} channels, not {groups}.")
+    return torch.ops.fedsparse.blocked_group_moments(x, groups)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    batch: int,
+    *,
+    training: bool,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(z * weight + bias + residual), differentiable in x, weight, bias and residual.
+
+    Shapes: x, residual, y [blocks, C, H, W, L] with `batch` images; weight, bias, mean, rstd [C]. With `training`, mean
+    and rstd are those of x, and its gradient runs through them too.
+    """
+    _check_norm("batch_norm", x, batch, residual)
+    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    batch: int,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """The same with statistics of x by image and group: mean, rstd [blocks, groups, L]."""
+    _check_norm("group_norm", x, batch, residual)
+    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch)
+
+
+def _check_norm(op: str, x: Tensor, batch: int, residual: Tensor | None) -> None:
+    check_blocked(op, "x", x)
+    check_batch(op, x, batch)
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(f"{op}: residual must have the shape and dtype of x, {tuple(x.shape)} {x.dtype}.")
