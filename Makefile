@@ -34,7 +34,7 @@ demo: $(INSTALLED) ## Train dense, on a fixed mask and with FedTiny, and put the
 	$(BIN)/fedsparse compare experiments/demo/*.toml
 
 test: $(INSTALLED) ## Run all tests
-	$(MPI_ENVIRONMENT) $(BIN)/python -m pytest
+	$(MPI_ENVIRONMENT) GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest
 
 bench: $(INSTALLED) ## Measure layers and messages against the best dense and public competitors
 	$(BIN)/python -m benchmarks.layers
