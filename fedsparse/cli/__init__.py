@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=None if arguments is None else list(arguments), prog_name="fedsparse", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except TyperException as error:
-        return told(error.format_message(), 2)
+        return told(error.format_message().replace("Value error, ", ""), 2)
     except CommandError as error:
         return told(str(error), error.code)
     except (KeyboardInterrupt, Abort):

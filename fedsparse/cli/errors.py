@@ -25,7 +25,7 @@ def as_failure(error: Exception) -> CommandError | None:
     if isinstance(error, ConfigError | RecordError):
         return CommandError(str(error))
     if type(error).__name__ == "RunError":
-        return CommandError(f"{error}; its rounds so far are kept", FAILED)
+        return CommandError(str(error), FAILED)
     if isinstance(error, OSError) and error.errno in DISK:
         return CommandError(disk_sentence(error, str(error.filename or "the disk")), FAILED)
     return None

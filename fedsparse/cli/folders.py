@@ -23,11 +23,12 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what was made, where the run never began."""
-        if self.made:
-            shutil.rmtree(self.made[0])
-        else:
-            for child in self.path.iterdir():
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        for child in self.path.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+        for folder in reversed(self.made):
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
 
 def run_folder(out: Path | None, name: str, seed: int) -> RunFolder:

@@ -67,6 +67,7 @@ def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool) -> 
     from fedsparse import federated
     from fedsparse.comm.mpi import world_size
     from fedsparse.federated.artefacts import write_json
+    from fedsparse.federated.errors import RunError
     from fedsparse.federated.ranks import run_on_ranks
 
     torch.set_num_threads(config.threads)
@@ -80,6 +81,11 @@ def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool) -> 
         result = result_of(config.name, read_rounds(folder.path / "rounds.jsonl"), **known(config))
         write_json(folder.path / "result.json", result)
         return result
+    except RunError as error:
+        if (folder.path / "rounds.jsonl").exists():
+            raise RunError(f"{error}; its rounds so far are kept in {folder.path}") from None
+        folder.discard()
+        raise
     except OSError as error:
         if error.errno not in DISK:
             raise

@@ -46,6 +46,14 @@ class Training:
     eval_every: int = 1
     augment: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        for name, choices in (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
+
     def learning_rate(self, t: int) -> float:
         """The learning rate of round t."""
         cosine = (1 + math.cos(math.pi * t / self.rounds)) / 2 if self.lr_schedule == "cosine" else 1.0

@@ -58,8 +58,9 @@ def run(
                 on_round(record)
     except KeyboardInterrupt:
         status = "interrupted"
+    finally:
+        loop.workers.close()
     result = loop.result(status, time.perf_counter() - started)
-    loop.workers.close()
     if out is not None:
         write_json(out / "result.json", result)
     return result
@@ -92,7 +93,7 @@ class Loop:
         self.workers = LocalWorkers(worker_of(experiment)) if workers is None else workers(experiment)
         self.records: list[Record] = []
         self.down = self.up = 0
-        self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0}
+        self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0, "peak_bytes": 0, "rejected": []}
         self._rejected: list[Record] = []
 
     def open(self) -> None:
@@ -105,7 +106,8 @@ class Loop:
             train(holder, Method())
         method.start(server)
         method.probe(server, self.ask)
-        self.opening = {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
+        self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
+        self.opening["rejected"] = self._rejected
 
     def ask(
         self, task: str, sections: Sections, expect: Mapping[str, Spec], clients: Sequence[int] | None = None
@@ -117,6 +119,7 @@ class Loop:
         self.workers.send(Tag.TASK, message)
         self.down += len(message) * len(asked)
         for done in self.workers.work(Tag.PERFORM, asked, task):
+            self.opening["peak_bytes"] = max(self.opening["peak_bytes"], done.peak)
             self._accept(total, done, task, 0, expect)
         if not total.clients:
             raise RunError(f"no client performed {task}: {self._rejected[-1]['reason']}")

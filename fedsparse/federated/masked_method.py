@@ -65,7 +65,7 @@ class MaskedMethod(Method):
         if not server.names or self.initial not in ("snip", "grasp"):
             return
         sections: dict[str, Section] = {
-            "parameters": Values(exchange.parameters(server.model)),
+            "parameters": Values(exchange.parameters(server.model), wire=server.wire),
             "buffers": Values(exchange.buffers(server.model)),
         }
         largest = max(range(len(server.samples)), key=lambda id: server.samples[id])

@@ -35,9 +35,11 @@ Why these suffice, method by method (a dash: FedAvg's):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from fedsparse.federated import exchange
@@ -53,11 +55,26 @@ Sections = Mapping[str, Section]
 Ask = Callable[[str, Sections, Mapping[str, Spec], Sequence[int] | None], "Total"]
 
 
+@cache
+def _adapters(method: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(method, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(method)}
+
+
 @dataclass(frozen=True)
 class Method:
     """Federated averaging of whatever is active; the base of every method."""
 
     name: ClassVar[str] = "method"
+
+    def __post_init__(self) -> None:
+        """Hold every field against its annotation; ValueError names the first that does not fit."""
+        for field, adapter in _adapters(type(self)).items():  # type: ignore[arg-type]
+            try:
+                adapter.validate_python(getattr(self, field))
+            except ValidationError as error:
+                given = getattr(self, field)
+                raise ValueError(f"{self.name}.{field} is {given!r}: {error.errors()[0]['msg']}") from None
 
     @property
     def granularity(self) -> int:

@@ -5,19 +5,22 @@ The worker sees bytes only, as a process on another machine would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedsparse.data import Samples
 from fedsparse.federated import exchange
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
-from fedsparse.nn import sparse_layers
+from fedsparse.federated.seeds import derive
+from fedsparse.nn import SparseLayer, sparse_layers
 from fedsparse.topology import Topology
 from fedsparse.wire import Message, Values, decode, encode
 
@@ -42,6 +45,10 @@ class Worker:
     common: dict[str, Topology] = field(default_factory=dict)
     asked: Message | None = None
     peak: Peak = field(default_factory=Peak)
+    _start: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._start = {name: buffer.clone() for name, buffer in _counters(self.model).items()}
 
     def receive_mask(self, data: bytes) -> None:
         """Take the masks of a `mask` message."""
@@ -60,7 +67,7 @@ class Worker:
 
     def train(self, id: int) -> bytes:
         """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
-        with self.peak.measure(self.model):
+        with self.peak.measure(self.model), self._draws_of("train", id):
             client = self._client(id)
             train(client, self.method)
             sections = self.method.report(client)
@@ -72,12 +79,22 @@ class Worker:
         message = self.asked
         if message is None:
             raise RuntimeError(f"task {task} was ordered before its message came")
-        client = self._client(id, message.round)
-        sections: Sections = getattr(self.method, task)(client, message.sections)
+        with self.peak.measure(self.model), self._draws_of(task, id):
+            client = self._client(id, message.round)
+            sections: Sections = getattr(self.method, task)(client, message.sections)
         facts = np.array([client.samples, client.loss], dtype=np.float64)
         return encode(task, message.round, id, {"facts": Values(facts), **sections})
 
+    @contextmanager
+    def _draws_of(self, purpose: str, id: int) -> Iterator[None]:
+        """Draws that name no generator, as dropout's, come from (round, client, purpose), whoever worked before."""
+        round = 0 if self.weights is None else self.weights.round
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.seed, f"{purpose}/torch", round, id))
+            yield
+
     def _client(self, id: int, round: int = 0) -> Client:
+        self._reset_counters()
         received: Sections = {}
         if self.weights is not None:
             round, received = self.weights.round, self.weights.sections
@@ -85,8 +102,24 @@ class Worker:
             exchange.load(self.model, received)
         return Client(id, round, self.seed, self.model, self.data, self.parts[id], self.training, self.wire, received)
 
+    def _reset_counters(self) -> None:
+        """Set integer buffers, as the number of batches that a norm has seen, to what they were at the start."""
+        for name, buffer in _counters(self.model).items():
+            buffer.copy_(self._start.setdefault(name, buffer.clone()))
+
     def _return_to_common_mask(self) -> None:
         for name, layer in sparse_layers(self.model).items():
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
             if name in self.common and layer.cols is not self.common[name].cols:
                 layer.set_topology(self.common[name])
+
+
+def _counters(model: nn.Module) -> dict[str, Tensor]:
+    """The integer buffers of a model but the index arrays of its sparse layers."""
+    return {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if not isinstance(module, SparseLayer)
+        for key, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_floating_point()
+    }

@@ -89,7 +89,7 @@ def carry_out(worker: Worker, kind: Tag, client: int, task: str) -> Done:
     try:
         answer = worker.train(client) if kind is Tag.TRAIN else worker.perform(task, client)
     except Exception as error:
-        log.warning("client %d failed", client, exc_info=True)
+        log.info("client %d failed", client, exc_info=True)
         return Done(client, None, f"{type(error).__name__}: {error}".splitlines()[0])
     return Done(client, answer, seconds=time.perf_counter() - start, peak=worker.peak.bytes)
 

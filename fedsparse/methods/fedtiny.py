@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsparse.federated import exchange
+from fedsparse.federated.errors import RunError
 from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.method import Ask, Method, Sections
 from fedsparse.federated.seeds import numpy_generator
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from fedsparse.federated.total import Total
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+WORST = 1e6
+"""The loss that a device reports of a candidate that diverges on its data."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +86,28 @@ class FedTiny(Method):
 
     def probe(self, server: Server, ask: Ask) -> None:
         """Keep the candidate mask of lowest weighted loss, with its refreshed norm statistics."""
-        best, best_loss = None, math.inf
+        best, best_rank = None, (1, math.inf)
         for masks in self._candidates(server):
+            missing = 0
             candidate = sparsify(copy.deepcopy(server.model), masks=masks, granularity=self.granularity)
             weights: Sections = {
                 "mask": Bitmap(exchange.mask(candidate)),
-                "parameters": Values(exchange.parameters(candidate)),
+                "parameters": Values(exchange.parameters(candidate), wire=server.wire),
             }
             if any(isinstance(m, Norm) for m in candidate.modules()):
                 expect: dict[str, Spec] = {"buffers": ValuesSpec(size=server.buffer_count, dtype="float32")}
-                refreshed = ask("refresh_norms", weights, expect, None).mean("buffers")
+                answers = ask("refresh_norms", weights, expect, None)
+                missing, refreshed = answers.declared - answers.accepted, answers.mean("buffers")
                 exchange.load_buffers(candidate, refreshed)
                 weights = {"buffers": Values(refreshed)}
-            loss = float(ask("measure_loss", weights, {"loss": ValuesSpec(size=1, dtype="float32")}, None).mean("loss"))
-            if loss < best_loss:
-                best, best_loss = (masks, exchange.buffers(candidate)), loss
+            answers = ask("measure_loss", weights, {"loss": ValuesSpec(size=1, dtype="float32")}, None)
+            missing += answers.declared - answers.accepted
+            # A mean over fewer devices is no lower loss, so a candidate that more of them answered comes first.
+            rank = (missing, float(answers.mean("loss")))
+            if best is None or rank < best_rank:
+                best, best_rank = (masks, exchange.buffers(candidate)), rank
         if best is None:
-            raise RuntimeError("no candidate mask has a finite loss on the clients' data")
+            raise RunError("there is no candidate mask")
         server.set_masks(best[0])
         exchange.load_buffers(server.model, best[1])
 
@@ -138,7 +146,8 @@ class FedTiny(Method):
         with torch.no_grad():
             for x, y in client.batches("selection loss"):
                 total, seen = total + float(self.loss(client, client.model(x), y)) * len(y), seen + len(y)
-        return {"loss": Values(torch.tensor([total / seen]))}
+        mean = total / seen
+        return {"loss": Values(torch.tensor([mean if mean < WORST else WORST]))}
 
     # Adjustment rounds: progressive pruning, a block at a time.
 

@@ -1,5 +1,6 @@
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from fedsparse.data import Dataset
-from fedsparse.federated import Client, Experiment, Loop, Method, Training, exchange, run
+from fedsparse.federated import Client, Experiment, Loop, Method, Server, Training, exchange, run
 from fedsparse.federated import loop as loop_module
+from fedsparse.federated.method import Ask, Sections
 from fedsparse.methods import FedAvg, FedTiny
-from fedsparse.wire import Section, Values, decode
+from fedsparse.wire import BitmapSpec, Section, Values, decode
 
 
 def toy_data(samples: int = 30, classes: int = 3) -> Dataset:
@@ -208,3 +210,47 @@ def test_a_public_share_pretrains_the_model_before_the_mask() -> None:
         loop.open()
     assert torch.equal(exchange.parameters(plain.server.model), exchange.parameters(plain.experiment.model))
     assert not torch.equal(exchange.parameters(taught.server.model), exchange.parameters(plain.server.model))
+
+
+def test_what_clients_fail_at_before_round_0_is_named_and_its_memory_counted() -> None:
+    class Broken(FedAvg):
+        def score_mask(self, client: Client, sections: Sections) -> dict[str, Section]:
+            answer = super().score_mask(client, sections)
+            if client.id == 2:
+                raise RuntimeError("out of order")
+            return answer
+
+        def probe(self, server: Server, ask: Ask) -> None:
+            weights = {name: section for name, section in self.report(self.holder(server)).items()}
+            expect = {"mask": BitmapSpec(exchange.mask_size(server.model, server.names, 1))}
+            total = ask("score_mask", weights, expect, None)
+            assert sorted(total.clients) == [0, 1]
+            super().probe(server, lambda *arguments: ask(*arguments[:3], [0]))
+
+        def holder(self, server: Server) -> Client:
+            data = toy_data()
+            return Client(0, 0, 0, server.model, data, np.arange(6), Training())
+
+    loop = Loop(toy(Broken(density=0.5, initial="snip"), rounds=1))
+    loop.open()
+    assert [r["client"] for r in loop.opening["rejected"]] == [2]
+    assert "out of order" in loop.opening["rejected"][0]["reason"]
+    assert loop.opening["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: FedAvg(density=0.5, initial="nope"), "fedavg.initial is 'nope'"),  # type: ignore[arg-type]
+        (lambda: FedAvg(density=2.0), "fedavg.density is 2.0"),
+        (lambda: FedTiny(interval=0), "fedtiny.interval is 0"),
+        (lambda: FedTiny(rate=9.0), "fedtiny.rate is 9.0"),
+        (lambda: Training(optimizer="foo"), "optimizer is 'foo'"),  # type: ignore[arg-type]
+        (lambda: Training(lr_schedule="foo"), "lr_schedule is 'foo'"),  # type: ignore[arg-type]
+        (lambda: Training(rounds=0), "rounds is 0"),
+        (lambda: Training(clients_per_round=0), "clients_per_round is 0"),
+    ],
+)
+def test_settings_from_python_are_held_against_their_ranges(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
