@@ -1,8 +1,10 @@
-// An allocator that counts: how many bytes of CPU tensors are alive, and the most there were since the last reset.
+// An allocator that counts: how many bytes of CPU tensors are alive, and the most there were since the last
+// reset.
 //
-// torch has such a counter for CUDA but none for the CPU. Installed on demand, it replaces torch's CPU allocator for all
-// later allocations; tensors made before keep their own deleter and are not counted. A block carries its size in a
-// header of one cache line, so that data stay 64-byte aligned and freeing needs no table.
+// torch has such a counter for CUDA but none for the CPU. Installed on demand, it replaces torch's CPU
+// allocator for all later allocations; tensors made before keep their own deleter and are not counted. A
+// block carries its size in a header of one cache line, so that data stay 64-byte aligned and freeing needs
+// no table.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>

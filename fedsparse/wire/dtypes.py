@@ -73,9 +73,7 @@ def dtype_of(array: Array, argument: str) -> Dtype:
     """The wire's name for the array's type; uint16 arrays are bfloat16 bit patterns."""
     found = _BY_NUMPY.get(array.dtype)
     if found is None:
-        raise WireError(
-            f"{argument} must be {', '.join(dtype.name for dtype in _ALL)}, got {array.dtype.name}"
-        )
+        raise WireError(f"{argument} must be {', '.join(dtype.name for dtype in _ALL)}, got {array.dtype.name}")
     return found
 
 

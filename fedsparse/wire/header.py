@@ -152,9 +152,7 @@ def _check(layout: Layout) -> Layout:
     if kind is None:
         raise WireError(f"unknown section type {layout.code}")
     if (kind in WITH_VALUES) != (layout.dtype is not None):
-        raise WireError(
-            f"{kind.__name__} {'lack' if kind in WITH_VALUES else 'cannot have'} a type of values"
-        )
+        raise WireError(f"{kind.__name__} {'lack' if kind in WITH_VALUES else 'cannot have'} a type of values")
     if layout.width is not None and kind not in WITH_WIDTH:
         raise WireError(f"{kind.__name__} cannot have a width")
     index_bytes = layout.nbytes - layout.value_bytes

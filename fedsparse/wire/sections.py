@@ -158,9 +158,7 @@ class Pairs(_WithValues):
     size: int
     wire: str
 
-    def __init__(
-        self, indices: Array | Tensor, values: Array | Tensor, size: int, wire: str | None = None
-    ) -> None:
+    def __init__(self, indices: Array | Tensor, values: Array | Tensor, size: int, wire: str | None = None) -> None:
         kept, wire = _as_values(values, wire, (1, 2))
         positions = _as_indices(indices)
         if len(positions) != len(kept):

@@ -124,9 +124,7 @@ def check_all(expect: Mapping[str, Spec], found: Mapping[str, Layout]) -> None:
     """Refuse (WireError) a missing, unexpected or wrong section, by name."""
     for name in found:
         if name not in expect:
-            raise WireError(
-                f"section {name!r} is not expected here (expected: {', '.join(expect) or 'none'})"
-            )
+            raise WireError(f"section {name!r} is not expected here (expected: {', '.join(expect) or 'none'})")
     for name, spec in expect.items():
         if name in found:
             try:

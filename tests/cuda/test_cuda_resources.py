@@ -42,9 +42,7 @@ def parse(log: str) -> list[Kernel]:
     for block in re.split(r"(?=ptxas info +: Compiling entry)", log):
         if found := pattern.search(block):
             name, stack, stores, loads, registers, shared = found.groups()
-            kernels.append(
-                Kernel(name, int(stack), int(stores) + int(loads), int(registers), int(shared or 0))
-            )
+            kernels.append(Kernel(name, int(stack), int(stores) + int(loads), int(registers), int(shared or 0)))
     return kernels
 
 
@@ -55,9 +53,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     include = Path(torch.__file__).parent / "include"
     command = [nvcc(), "-std=c++17", "-O3", "-gencode=arch=compute_90,code=sm_90", "-Xptxas", "-v", "-cubin"]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-I", str(include)]
-    done = subprocess.run(
-        [*command, str(request.param), "-o", str(cubin)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, str(request.param), "-o", str(cubin)], check=True, capture_output=True, text=True)
     return cubin, done.stdout + done.stderr
 
 
