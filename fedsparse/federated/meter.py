@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -69,7 +70,7 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...], input_dtype: t
             weights = module.topology.nnz
         else:
             weights = module.get_parameter("weight").numel()
-        positions = output[0, 0].numel() if output.dim() == 4 else output[0].numel() // output.shape[-1]
+        positions = math.prod(output.shape[2:] if output.dim() == 4 else output.shape[1:-1])
         count += weights * positions
 
     handles = [

@@ -1,12 +1,15 @@
 """Sparse layers, and the ways from a dense model to a sparse one and back."""
 
+import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocked)
 from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.region import Blocked, use_region
 from fedsparse.nn.scaled_pruning import prune_activations
 
 __all__ = [
+    "Blocked",
     "Growth",
     "SparseConv2d",
     "SparseLayer",
@@ -20,6 +23,7 @@ __all__ = [
     "prune_activations",
     "sparse_layers",
     "sparsify",
+    "use_region",
     "visit_gradients",
     "weight_shapes",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedsparse import ops
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.region import leave
 from fedsparse.topology import Topology
 
 Prunable = nn.Conv2d | nn.Linear | SparseLayer
@@ -50,6 +51,7 @@ def sparsify(
     *,
     masks: Mapping[str, Tensor] | None = None,
     granularity: int = 1,
+    region: bool = True,
 ) -> nn.Module:
     """Replace the prunable layers of `model`, in place, by sparse ones that keep the weights of the mask; return it.
 
@@ -58,6 +60,9 @@ def sparsify(
     weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
     consecutive output channels share each column and are kept or pruned together. Layers not named stay dense. A dense
     layer whose sparse form is not SparseConv2d or SparseLinear names it as `sparse_class`.
+
+    With `region`, sparse convolutions on the CPU keep their outputs in blocks of images, and norms, ReLU, additions and
+    pooling work on those (see `fedsparse.nn.region`); the model's output is an ordinary tensor.
 
     Raises ValueError for an unknown layer, a mask of the wrong shape, or a density outside (0, 1].
     """
@@ -77,6 +82,7 @@ def sparsify(
         topology = Topology.from_mask(mask, granularity)
         usual: Any = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
         _replace(model, name, getattr(layer, "sparse_class", usual).from_dense(layer, topology))
+    _set_region(model, region)
     return model
 
 
@@ -84,20 +90,45 @@ def densify(model: nn.Module) -> nn.Module:
     """Replace every sparse layer of `model`, in place, by the equal dense one; return it."""
     for name, layer in sparse_layers(model).items():
         _replace(model, name, layer.to_dense())  # type: ignore[operator]
+    _set_region(model, False)
     return model
 
 
+def _set_region(model: nn.Module, wanted: bool) -> None:
+    layers = [layer for layer in sparse_layers(model).values() if type(layer) is SparseConv2d]
+    for layer in layers:
+        layer.region = wanted
+    for key, hook in list(model._forward_hooks.items()):
+        if hook is leave:
+            del model._forward_hooks[key]
+    if wanted and layers:
+        # First, so that the user's own hooks see a tensor.
+        model.register_forward_hook(leave, prepend=True)
+
+
 def explain(model: nn.Module) -> str:
-    """Say, a line a layer, which back end its three passes run on and at which density."""
+    """Say, a line a layer, which back end its three passes run on and at which density.
+
+    Of a convolution in the blocked region, also which functions of torch its output has left the region for so far.
+    """
     lines = []
     for name, module in prunable(model, last=True).items():
         if isinstance(module, SparseLayer):
             backend = ops.active_backend(module.values.device)
             t = module.topology
-            lines.append(f"{name}: sparse, back end {backend}, {t.nnz} of {t.numel} weights ({t.density:.2%})")
+            lines.append(
+                f"{name}: sparse, back end {backend}, {t.nnz} of {t.numel} weights ({t.density:.2%}){_layout(module)}"
+            )
         else:
             lines.append(f"{name}: dense, torch, {module.weight.numel()} weights")
     return "\n".join(lines)
+
+
+def _layout(layer: SparseLayer) -> str:
+    if not isinstance(layer, SparseConv2d) or not layer.region:
+        return ""
+    left = f", an ordinary tensor for {', '.join(sorted(layer.left))}" if layer.left else ""
+    return f", output in blocks of images{left}"
 
 
 def _magnitude_masks(

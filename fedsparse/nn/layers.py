@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
+from fedsparse.nn.region import Blocked, admits, as_tensor, enter
+from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.topology import Move, Topology
 
 _INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
@@ -69,7 +71,7 @@ class SparseLayer(nn.Module):
     def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
         """What the layer keeps of an input for its backward pass: a function that gives it, in the input's shape."""
         kept = x.detach()
-        return lambda: kept
+        return lambda: as_tensor(kept)
 
     def dense_weight(self) -> Tensor:
         """A new dense weight of shape (N, C[, kh, kw]) with zeros at the pruned places. Not used while training."""
@@ -122,7 +124,11 @@ class SparseLinear(SparseLayer):
 
 
 class SparseConv2d(SparseLayer):
-    """Cross-correlation with a weight [N, C, kh, kw] stored at its active weights. x: [B, C, H, W]; groups = 1."""
+    """Cross-correlation with a weight [N, C, kh, kw] stored at its active weights. x: [B, C, H, W]; groups = 1.
+
+    With `region` the output may stay in blocks of images (see `fedsparse.nn.region`); `left` names the functions of
+    torch for which it had to become an ordinary tensor.
+    """
 
     def __init__(
         self,
@@ -135,6 +141,8 @@ class SparseConv2d(SparseLayer):
     ) -> None:
         super().__init__(topology, values, bias)
         self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.region = False
+        self.left: set[str] = set()
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "SparseConv2d":
@@ -167,9 +175,16 @@ class SparseConv2d(SparseLayer):
         )
         return _fill(dense, self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; differentiable in x, values and bias."""
-        return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
+    def forward(self, x: Any) -> Any:
+        """Apply the layer, from Tensor or Blocked to Tensor or Blocked; differentiable in x, values and bias."""
+        if not self.region or not admits(x, self.values):
+            x = as_tensor(x)
+            return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
+        x = enter(x, self)
+        geometry = (self.stride, self.padding, self.dilation)
+        return Blocked(
+            self, x.batch, blocked_conv2d(self.values, self.topology, x.blocks, x.batch, self.bias, *geometry)
+        )
 
     def geometry(self) -> dict[str, tuple[int, int]]:
         """Stride, padding and dilation, as the layer's ops take them."""

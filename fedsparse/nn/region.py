@@ -1,0 +1,274 @@
+"""The blocked layout as a region of a network.
+
+A sparse convolution on the CPU works on blocks of 16 images (`ops.blocked`). Inside the region its output stays in
+blocks: `Blocked` stands for it, and what follows (norm, ReLU, addition, pooling) runs on the blocks too. A norm waits
+for the addition and the ReLU that follow it, so that the three run as one kernel. The model is the user's own,
+unchanged: torch's functions find `Blocked` by `__torch_function__`; one that has no blocked form gets an ordinary
+tensor, and `explain` says at which layer that happened.
+
+`sparsify` marks the sparse convolutions and makes the model's output a tensor again (`leave`, a forward hook).
+Not in the region: other devices and dtypes, `torch.compile`, autocast, a forced back end other than "cpu", batches that
+would leave more than half of the lanes empty (below 8 images in float32), and, because its ops are once
+differentiable, whatever needs a second derivative: for that, `use_region(False)`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedsparse import ops
+from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
+
+_wish: bool | None = None
+
+
+@contextmanager
+def use_region(wanted: bool) -> Iterator[None]:
+    """Within the context no layer keeps the blocked layout, or every marked one does, however small the batch."""
+    global _wish
+    before, _wish = _wish, wanted
+    try:
+        yield
+    finally:
+        _wish = before
+
+
+class Member(Protocol):
+    """A layer of the region: `left` names the functions that its output left the region for."""
+
+    left: set[str]
+
+
+Fused = Callable[[Tensor | None, bool], Tensor]
+"""A norm that waits: from (residual, relu) to its result, blocked."""
+
+
+class Blocked:
+    """A tensor [B, C, H, W] held as blocks [ceil(B / L), C, H, W, L], or as a norm that is still to be run.
+
+    It is no Tensor. What it does not do itself it does as the Tensor it stands for (`tensor`).
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        batch: int,
+        blocks: Tensor | None = None,
+        *,
+        norm: Fused | None = None,
+        residual: Tensor | None = None,
+        like: "Blocked | None" = None,
+    ) -> None:
+        self.member, self.batch = member, batch
+        self._blocks, self._norm, self._residual = blocks, norm, residual
+        known: Any = blocks if like is None else like
+        self.shape = torch.Size((batch, *known.shape[1:4]))
+        self.dtype: torch.dtype = known.dtype
+
+    @property
+    def blocks(self) -> Tensor:
+        """The blocks; runs a norm that waits."""
+        if self._blocks is None:
+            self._blocks = self._run(relu=False)
+        return self._blocks
+
+    def _run(self, relu: bool) -> Tensor:
+        assert self._norm is not None
+        return self._norm(self._residual, relu)
+
+    def relu(self) -> "Blocked":
+        """max(x, 0), in one kernel with a norm that waits."""
+        waits = self._blocks is None
+        return self.with_blocks(self._run(relu=True) if waits else torch.relu(self.blocks))
+
+    def plus(self, other: "Blocked") -> "Blocked":
+        """The sum of two of equal shape; a norm that waits takes the other as its residual."""
+        for norm, rest in ((self, other), (other, self)):
+            if norm._blocks is None and norm._residual is None:
+                return Blocked(self.member, self.batch, norm=norm._norm, residual=rest.blocks, like=self)
+        return self.with_blocks(self.blocks + other.blocks)
+
+    def with_blocks(self, blocks: Tensor) -> "Blocked":
+        """Other blocks of the same images."""
+        return Blocked(self.member, self.batch, blocks)
+
+    def become(self, other: "Blocked | Tensor") -> "Blocked":
+        """Stand for another tensor of the same shape from now on: an operation in place."""
+        if isinstance(other, Tensor):
+            other = self.with_blocks(to_blocked(other))
+        self._blocks, self._norm, self._residual = other._blocks, other._norm, other._residual
+        return self
+
+    def tensor(self) -> Tensor:
+        """The tensor [B, C, H, W]; gradients flow back into the blocks."""
+        return from_blocked(self.blocks, self.batch)
+
+    def leave(self, name: str) -> Tensor:
+        """The tensor, and a note that `name` has no blocked form."""
+        self.member.left.add(name)
+        return self.tensor()
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        """As Tensor.register_hook: the hook gets the gradient [B, C, H, W] and may return another."""
+
+        # A hook that held self would keep the whole graph alive until the next garbage collection.
+        batch = self.batch
+
+        def on_blocks(gradient: Tensor) -> Tensor | None:
+            changed = hook(from_blocked(gradient, batch))
+            return None if changed is None else to_blocked(changed)
+
+        return self.blocks.register_hook(on_blocks)
+
+    def detach(self) -> "Blocked":
+        """The same blocks without their history."""
+        return self.with_blocks(self.blocks.detach())
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or one size of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """4."""
+        return 4
+
+    def numel(self) -> int:
+        """B * C * H * W."""
+        return self.shape.numel()
+
+    def is_floating_point(self) -> bool:
+        """Always."""
+        return True
+
+    ndim = property(dim)
+    device = torch.device("cpu")
+    is_cuda = False
+    layout = torch.strided
+
+    @property
+    def requires_grad(self) -> bool:
+        """As the blocks'."""
+        return self.blocks.requires_grad
+
+    @property
+    def grad_fn(self) -> Any:
+        """As the blocks'."""
+        return self.blocks.grad_fn
+
+    def __len__(self) -> int:
+        return self.batch
+
+    def __repr__(self) -> str:
+        return f"Blocked(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute or method of the tensor."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(Tensor, name)
+        if not callable(found):
+            return getattr(self.leave(name), name)
+        return lambda *args, **kwargs: dispatch(found, (self, *args), kwargs)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+
+Handler = Callable[..., Any]
+HANDLERS: dict[Any, Handler] = {}
+"""torch's functions that have a blocked form; a handler returns NotImplemented for arguments that it has none for."""
+
+
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function of torch on arguments of which some are Blocked."""
+    handler = HANDLERS.get(func)
+    if handler is not None:
+        result = handler(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    return _outside(func, args, kwargs)
+
+
+Left = dict[int, tuple[Blocked, Tensor]]
+
+
+def _outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The function on ordinary tensors; a Blocked that it changes in place changes too."""
+    name = getattr(func, "__name__", str(func)).strip("_")
+    left: Left = {}
+    keywords = {key: _out(value, name, left) for key, value in kwargs.items()}
+    result = func(*(_out(x, name, left) for x in args), **keywords)
+    for blocked, tensor in left.values():
+        if result is tensor:
+            blocked.become(tensor)
+    return result
+
+
+def _out(x: Any, name: str, left: Left) -> Any:
+    if isinstance(x, Blocked):
+        return left.setdefault(id(x), (x, x.leave(name)))[1]
+    if isinstance(x, list | tuple) and any(isinstance(y, Blocked) for y in x):
+        return type(x)([_out(y, name, left) for y in x])
+    return x
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    function = getattr(Tensor, name)
+
+    def method(self: Blocked, *args: Any) -> Any:
+        return dispatch(function, (self, *args), {})
+
+    return method
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_OTHER = ("neg", "abs", "pos", "lt", "le", "gt", "ge", "eq", "ne", "getitem", "setitem", "bool", "float", "iter")
+for _name in (*_OTHER, *_BINARY, *(f"r{n}" for n in _BINARY), *(f"i{n}" for n in _BINARY)):
+    if hasattr(Tensor, f"__{_name}__"):
+        setattr(Blocked, f"__{_name}__", _operator(f"__{_name}__"))
+Blocked.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def admits(x: Any, values: Tensor) -> bool:
+    """Whether a marked layer with these values keeps its output for this input in blocks."""
+    if _wish is False or torch.compiler.is_compiling():
+        return False
+    if isinstance(x, Blocked):
+        return x.dtype == values.dtype and ops.active_backend(x.device) == "cpu"
+    if x.dim() != 4 or x.device.type != "cpu" or x.dtype != values.dtype or x.dtype not in LANES:
+        return False
+    if torch.is_autocast_enabled("cpu") or ops.active_backend(x.device) != "cpu":
+        return False
+    lanes = LANES[x.dtype]
+    return x.shape[0] > 0 and (_wish is True or -(-x.shape[0] // lanes) * lanes <= 2 * x.shape[0])
+
+
+def enter(x: "Blocked | Tensor", member: Member) -> Blocked:
+    """An input of a layer of the region."""
+    return x if isinstance(x, Blocked) else Blocked(member, x.shape[0], to_blocked(x))
+
+
+def as_tensor(x: Any) -> Any:
+    """A Blocked as the tensor that it stands for, anything else as it is."""
+    return x.tensor() if isinstance(x, Blocked) else x
+
+
+def leave(module: Any, inputs: Any, output: Any) -> Any:
+    """A forward hook: Blocked in the output, in tuples, lists and dicts too, become tensors."""
+    if isinstance(output, Tensor):
+        return None
+    return _all_tensors(output)
+
+
+def _all_tensors(output: Any) -> Any:
+    if isinstance(output, Blocked):
+        return output.tensor()
+    if type(output) in (list, tuple):
+        return type(output)(_all_tensors(x) for x in output)
+    if type(output) is dict:
+        return {key: _all_tensors(x) for key, x in output.items()}
+    return output
