@@ -56,8 +56,8 @@ def sparsify(
     """Replace the prunable layers of `model`, in place, by sparse ones that keep the weights of the mask; return it.
 
     Give either `densities` (one number for every prunable layer but the last linear one, or one by layer name: the
-    largest |w| are kept, exactly round(d * n) weights, ties to the lower index) or `masks` (bool tensors of the
-    weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
+    largest |w| are kept, round(d * n) weights and at least one, ties to the lower index) or `masks` (bool tensors of
+    the weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
     consecutive output channels share each column and are kept or pruned together. Layers not named stay dense. A dense
     layer whose sparse form is not SparseConv2d or SparseLinear names it as `sparse_class`.
 
@@ -68,6 +68,10 @@ def sparsify(
     """
     if (densities is None) == (masks is None):
         raise ValueError("sparsify takes either densities or masks")
+    if granularity < 1:
+        raise ValueError(f"granularity is {granularity} but must be at least 1")
+    if isinstance(model, nn.Linear | nn.Conv2d):
+        raise ValueError("a single layer cannot be replaced in itself: sparsify nn.Sequential(layer)")
     if masks is None:
         masks = _magnitude_masks(model, densities, granularity)
     known = {name: module for name, module in prunable(model, last=True).items() if not isinstance(module, SparseLayer)}
@@ -81,7 +85,11 @@ def sparsify(
             )
         topology = Topology.from_mask(mask, granularity)
         usual: Any = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
-        _replace(model, name, getattr(layer, "sparse_class", usual).from_dense(layer, topology))
+        sparse = getattr(layer, "sparse_class", usual).from_dense(layer, topology)
+        sparse.values.requires_grad_(layer.weight.requires_grad)
+        if sparse.bias is not None and layer.bias is not None:
+            sparse.bias.requires_grad_(layer.bias.requires_grad)
+        _replace(model, name, sparse)
     _set_region(model, region)
     return model
 
@@ -154,7 +162,7 @@ def _largest(scores: Tensor, density: float, granularity: int, name: str) -> Ten
     if rows % granularity:
         raise ValueError(f"granularity {granularity} does not divide the {rows} output channels of {name}")
     grouped = scores.reshape(rows // granularity, granularity, -1).sum(1)
-    kept = ops.topk(grouped.flatten(), round(density * grouped.numel()))
+    kept = ops.topk(grouped.flatten(), max(1, round(density * grouped.numel())))
     mask = torch.zeros(grouped.numel(), dtype=torch.bool, device=scores.device)
     mask[kept] = True
     return mask.view_as(grouped).repeat_interleave(granularity, dim=0).view_as(scores)

@@ -185,11 +185,27 @@ def test_explain_names_every_layer() -> None:
         ({"densities": 0.5, "granularity": 3}, "granularity 3"),
         ({"masks": {"0": torch.ones(2, 2, dtype=torch.bool)}}, "shape"),
         ({"masks": {"1": torch.ones(2, 2, dtype=torch.bool)}}, "no dense prunable layer '1'"),
+        ({"densities": 0.5, "granularity": 0}, "granularity is 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         sparsify(small_model(), **arguments)
+
+
+def test_a_frozen_layer_stays_frozen_and_a_layer_keeps_at_least_one_weight() -> None:
+    model = small_model()
+    model[0].requires_grad_(False)
+    sparsify(model, 0.001)
+    assert not model[0].values.requires_grad
+    assert not model[0].bias.requires_grad
+    assert model[2].values.requires_grad
+    assert model[2].topology.nnz == 1
+
+
+def test_a_single_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="nn.Sequential"):
+        sparsify(nn.Linear(8, 8), 0.5)
 
 
 def test_grouped_convolutions_stay_dense() -> None:
