@@ -57,7 +57,7 @@ def sparsify(
 
     Give either `densities` (one number for every prunable layer but the last linear one, or one by layer name: the
     largest |w| are kept, round(d * n) weights and at least one, ties to the lower index) or `masks` (bool tensors of
-    the weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and the others). With `granularity` V > 1, V
+    the weights' shapes by layer name; see `fedsparse.pruning` for ERK, SNIP and others). With `granularity` V > 1, V
     consecutive output channels share each column and are kept or pruned together. Layers not named stay dense. A dense
     layer whose sparse form is not SparseConv2d or SparseLinear names it as `sparse_class`.
 
