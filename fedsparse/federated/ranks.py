@@ -40,13 +40,20 @@ def run_on_ranks(
         result = run(experiment, out, on_round, lambda _: MPIWorkers(link, samples, deadline))
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        link.abort(1)
+        _fail(link)
         raise
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        link.abort(1)
+        _fail(link)
         raise
     if link.lost:
         atexit.register(link.leave, 0)
     return {**result, "ranks": link.size, "lost_ranks": sorted(link.lost)}
+
+
+def _fail(link: Link) -> None:
+    """End the job with exit code 1: mpirun reports an abort as success where a rank was lost before."""
+    if link.lost:
+        link.leave(1)
+    link.abort(1)
