@@ -37,13 +37,22 @@ class Listed(StrEnum):
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The configuration.")]
-ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG.toml...", help="Two configurations or more.")]
+ConfigFiles = Annotated[
+    list[Path], typer.Argument(metavar="CONFIG.toml...", help="Configurations, each of one method or of several.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Set a value of the configuration.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder for the results [default: in runs/].")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replace the configuration's seed.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="Run that many consecutive seeds; the table has their means.")
+]
+Target = Annotated[
+    float | None,
+    typer.Option("--target", min=0.0, max=1.0, help="An accuracy; the table has what it took to reach it."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Run on that many MPI ranks of this machine.")]
 AsFormat = Annotated[Format, typer.Option("--format", help="How to print the result.")]
@@ -100,7 +109,7 @@ def run(
     experiment = experiment_of(checked)
     folder = run_folder(out, checked.name, checked.seed)
     result = launch.execute(checked, experiment, folder, quiet)
-    launch.draw(folder.path, checked.name)
+    launch.draw([folder.path], folder.path, checked.name)
     launch.show_one(result, folder.path, format is Format.json)
     return 0 if result["status"] == "complete" else INTERRUPTED
 
@@ -121,24 +130,26 @@ def compare(
     overrides: Overrides = None,
     out: Out = None,
     seed: Seed = None,
+    seeds: Seeds = 1,
+    target: Target = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
     format: AsFormat = Format.table,
 ) -> int:
-    """Run several configurations side by side.
+    """Run several methods side by side.
 
-    They must share the seed, the data and the split.
+    They share the seeds, the data, the split and the sampled clients.
     """
     from fedsparse.cli import launch
     from fedsparse.cli.folders import comparison_folder
 
-    checked = launch.load_all(configs, overrides or [], seed, data_dir)
-    experiments = launch.experiments_of(checked, configs)
+    runs = launch.plan(configs, overrides or [], seed, data_dir, seeds)
+    experiments = launch.experiments_of(runs)
     folder = comparison_folder(out, configs)
-    results = launch.run_all(checked, experiments, folder, quiet)
-    launch.draw(folder.path, folder.path.name)
-    launch.show(results, folder.path, folder.path.name, format is Format.json)
-    return 0 if all(result["status"] == "complete" for result in results) else INTERRUPTED
+    folders, complete = launch.run_all(runs, experiments, folder, quiet)
+    launch.draw(folders, folder.path, folder.path.name, target)
+    launch.show(folders, folder.path, folder.path.name, target, format is Format.json)
+    return 0 if complete else INTERRUPTED
 
 
 @app.command("list")
@@ -165,6 +176,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write it [default: the run's folder, or that above all].")
     ] = None,
+    target: Target = None,
 ) -> None:
     """Draw the report of runs again."""
     from fedsparse.cli.folders import created
@@ -172,5 +184,5 @@ def report(
 
     records = read_runs(runs)
     folder = out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve() for run in runs])))
-    page = write_report(records, created(folder, exist_ok=True).path, folder.resolve().name)
+    page = write_report(records, created(folder, exist_ok=True).path, folder.resolve().name, target)
     typer.echo(f"report: {page}")

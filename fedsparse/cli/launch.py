@@ -6,45 +6,64 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sentence
 from fedsparse.cli.folders import RunFolder, inner_folder
 from fedsparse.cli.progress import progress
-from fedsparse.config import Config, ConfigError, load
+from fedsparse.config import Config, ConfigError, load_several
 from fedsparse.config.sentences import shown
 from fedsparse.report import RecordError, read_runs, write_report
 from fedsparse.report.records import read_rounds, result_of
 
 Result = dict[str, Any]
-# What configurations must share to be compared: the same images, split over the same clients by the same seed.
-SHARED = ("seed", "data", "partition")
 
 
-def load_all(paths: list[Path], overrides: list[str], seed: int | None, data_dir: Path | None) -> list[Config]:
-    """Return the checked configurations of several files, fit to be compared; errors name the file."""
-    configs = []
+@dataclass(frozen=True)
+class Planned:
+    """A run of a comparison: its configuration, the file that it comes from, the name of its folder."""
+
+    config: Config
+    path: Path
+    folder: str
+
+
+def plan(paths: list[Path], overrides: list[str], seed: int | None, data_dir: Path | None, seeds: int) -> list[Planned]:
+    """Return the runs of a comparison, seed after seed, fit to be compared; errors name the file.
+
+    The seeds are `seeds` consecutive ones from that of the configurations, or from `seed`, on.
+    """
+    runs = []
     for path in paths:
         with naming(path):
-            configs.append(load(path, overrides, seed, data_dir))
-    check_comparable(configs, paths)
-    return configs
+            configs = load_several(path, overrides, seed, data_dir)
+        runs += [Planned(config, path, config.name) for config in configs]
+    check_comparable(runs)
+    if seeds == 1:
+        return runs
+    first = runs[0].config.seed
+    return [
+        Planned(run.config.model_copy(update={"seed": s}), run.path, f"{run.config.name}-seed{s}")
+        for s in range(first, first + seeds)
+        for run in runs
+    ]
 
 
-def experiments_of(configs: list[Config], paths: list[Path]) -> list[Any]:
-    """Return the experiments of comparable configurations; they share one copy of the data."""
+def experiments_of(runs: list[Planned]) -> list[Any]:
+    """Return the experiments of comparable runs; they share one copy of the data."""
     from fedsparse.config.experiment import check_names, experiment_of, load_data
 
     experiments: list[Any] = []
-    for config, path in zip(configs, paths):
-        with naming(path):
-            check_names(config)
-    with naming(paths[0]):
-        splits = load_data(configs[0])
-    for config, path in zip(configs, paths):
-        with naming(path):
-            experiments.append(experiment_of(config, splits))
+    for run in runs:
+        with naming(run.path):
+            check_names(run.config)
+    with naming(runs[0].path):
+        splits = load_data(runs[0].config)
+    for run in runs:
+        with naming(run.path):
+            experiments.append(experiment_of(run.config, splits))
     return experiments
 
 
@@ -117,20 +136,27 @@ def known(config: Config) -> Result:
     }
 
 
-def check_comparable(configs: list[Config], paths: list[Path]) -> None:
-    """Refuse to compare runs that differ in the seed, the data or the split, or that have one name."""
-    first = configs[0].as_dict()
-    for config, path in zip(configs[1:], paths[1:]):
-        other = config.as_dict()
-        for table in SHARED:
+def check_comparable(runs: list[Planned]) -> None:
+    """Refuse to compare runs that differ in the seed, the data, the split or who is sampled, or have one name."""
+    first = shared_of(runs[0].config)
+    for run in runs[1:]:
+        other = shared_of(run.config)
+        for table in first:
             if other[table] != first[table]:
                 raise ConfigError(
-                    f"{path}: {difference(table, other[table], first[table])} in {paths[0]}, and only "
-                    "runs of one seed, one data set and one split can be compared"
+                    f"{run.path}: {difference(table, other[table], first[table])} in {runs[0].path}, and only "
+                    "runs of one seed, one data set, one split and the same sampled clients can be compared"
                 )
-    for at, config in enumerate(configs):
-        if config.name in [other.name for other in configs[:at]]:
-            raise ConfigError(f"{paths[at]}: name is {config.name!r}, which another configuration has already")
+    for at, run in enumerate(runs):
+        if run.config.name in [other.config.name for other in runs[:at]]:
+            raise ConfigError(f"{run.path}: name is {run.config.name!r}, which another run has already")
+
+
+def shared_of(config: Config) -> dict[str, Any]:
+    """Return what configurations must share to be compared."""
+    tables = config.as_dict()
+    shared = {table: tables[table] for table in ("seed", "data", "partition")}
+    return shared | {"train": {"clients_per_round": config.train.clients_per_round}}
 
 
 def difference(table: str, here: Any, there: Any) -> str:
@@ -141,38 +167,41 @@ def difference(table: str, here: Any, there: Any) -> str:
     return f"{table}.{key} is {shown(here[key])} but {shown(there[key])}"
 
 
-def run_all(configs: list[Config], experiments: list[Any], outer: RunFolder, quiet: bool) -> list[Result]:
-    """Run one experiment after the other, each into a folder of its name; stop after one that was interrupted."""
-    results: list[Result] = []
-    for config, experiment in zip(configs, experiments):
-        results.append(execute(config, experiment, inner_folder(outer, config.name), quiet))
-        if results[-1]["status"] != "complete":
-            break
-    return results
+def run_all(runs: list[Planned], experiments: list[Any], outer: RunFolder, quiet: bool) -> tuple[list[Path], bool]:
+    """Run one experiment after the other, each into its folder; stop after one that was interrupted.
+
+    Returns the folders, and whether all runs are complete.
+    """
+    folders: list[Path] = []
+    for run, experiment in zip(runs, experiments):
+        folder = inner_folder(outer, run.folder)
+        folders.append(folder.path)
+        if execute(run.config, experiment, folder, quiet)["status"] != "complete":
+            return folders, False
+    return folders, True
 
 
-def draw(folder: Path, title: str) -> Path | None:
-    """Write the report of a run's or a comparison's folder; None where not a round was recorded."""
+def draw(runs: list[Path], folder: Path, title: str, target: float | None = None) -> Path | None:
+    """Write the report of one run or several into the folder; None where not a round was recorded."""
     try:
-        return write_report(read_runs([folder]), folder, title)
+        return write_report(read_runs(runs), folder, title, target)
     except RecordError:
         return None
 
 
-def show(results: list[Result], folder: Path, title: str, as_json: bool) -> None:
-    """Print results on standard output: JSON, or a table and where the files are."""
-    from fedsparse.report.table import Comparison
+def show(runs: list[Path], folder: Path, title: str, target: float | None, as_json: bool) -> None:
+    """Print a comparison on standard output: JSON, or a table and where the files are."""
+    from fedsparse.report.table import Comparison, comparison_table
 
+    comparison = Comparison(read_runs(runs), target)
     if as_json:
-        rows = Comparison(results).as_dicts()
-        print(json.dumps({"folder": str(folder), "runs": rows}, indent=2))
+        content = {"folder": str(folder), "runs": comparison.as_dicts(), "table": comparison.table_dicts()}
+        print(json.dumps(content, indent=2))
         return
     from rich.console import Console
 
-    from fedsparse.report.table import comparison_table
-
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(comparison_table(results, title, console.width))
+    console.print(comparison_table(comparison, title, console.width))
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -183,7 +212,7 @@ def show_one(result: Result, folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from fedsparse.report.table import summary_table
+    from fedsparse.report.summary import summary_table
 
     console = Console()
     console.print(summary_table(result))

@@ -4,8 +4,19 @@
 `fedsparse.config.experiment.experiment_of` looks at fields together and at what they name, and makes the experiment.
 """
 
-from fedsparse.config.load import from_tables, load
+from fedsparse.config.load import from_tables, load, load_several
 from fedsparse.config.schema import Config, Data, Model, Partition, Train, Wire
 from fedsparse.config.sentences import ConfigError
 
-__all__ = ["Config", "ConfigError", "Data", "Model", "Partition", "Train", "Wire", "from_tables", "load"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Data",
+    "Model",
+    "Partition",
+    "Train",
+    "Wire",
+    "from_tables",
+    "load",
+    "load_several",
+]

@@ -29,6 +29,40 @@ def load(
     `overrides` are `table.key=value` texts, as given to `--set`; `seed` and `data_dir` replace `seed` and `data.dir`.
     The name of the run defaults to the file's. Raises ConfigError, whose text is one sentence.
     """
+    tables = tables_of(path, overrides, seed, data_dir)
+    if isinstance(tables.get("method"), list):
+        raise ConfigError(f"{path} holds several methods, which `fedsparse compare` runs; a run has one")
+    return from_tables(tables)
+
+
+def load_several(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+) -> list[Config]:
+    """Return the checked configurations of a file that may hold several methods, as `[[method]]` tables.
+
+    Each of these makes a configuration of its own, whose name is its key `run`, or that of the method.
+    """
+    tables = tables_of(path, overrides, seed, data_dir)
+    methods = tables.get("method")
+    if not isinstance(methods, list):
+        return [from_tables(tables)]
+    if not methods:
+        raise ConfigError("method is an empty list but must hold a table for each method")
+    configs = []
+    for method in methods:
+        settings = dict(method) if isinstance(method, dict) else method
+        name = settings.pop("run", settings.get("name")) if isinstance(settings, dict) else None
+        configs.append(from_tables(tables | {"method": settings} | ({} if name is None else {"name": name})))
+    return configs
+
+
+def tables_of(
+    path: str | Path, overrides: Iterable[str], seed: int | None, data_dir: str | Path | None
+) -> dict[str, Any]:
+    """Return the tables of a TOML file with what the command line sets; `name` defaults to the file's."""
     path = Path(path)
     tables = {"name": path.stem} | read_toml(path)
     for override in overrides:
@@ -37,7 +71,7 @@ def load(
         tables["seed"] = seed
     if data_dir is not None:
         set_key(tables, ["data", "dir"], str(data_dir), "--data-dir")
-    return from_tables(tables)
+    return tables
 
 
 def from_tables(tables: dict[str, Any]) -> Config:

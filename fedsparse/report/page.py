@@ -12,7 +12,8 @@ import jinja2
 from fedsparse.report.plots import PLOTS
 from fedsparse.report.records import RunRecord
 from fedsparse.report.style import png, styled
-from fedsparse.report.table import COLUMNS, Comparison, summary_rows
+from fedsparse.report.summary import summary_rows
+from fedsparse.report.table import Comparison
 
 
 def figures_of(runs: list[RunRecord]) -> dict[str, bytes]:
@@ -22,7 +23,7 @@ def figures_of(runs: list[RunRecord]) -> dict[str, bytes]:
         return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
-def page_of(runs: list[RunRecord], figures: dict[str, bytes], title: str) -> str:
+def page_of(runs: list[RunRecord], comparison: Comparison, figures: dict[str, bytes], title: str) -> str:
     """Return the report's HTML, figures embedded as base64."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fedsparse.report", "."),
@@ -33,8 +34,8 @@ def page_of(runs: list[RunRecord], figures: dict[str, bytes], title: str) -> str
     return environment.get_template("page.html.jinja").render(
         title=title,
         subtitle=subtitle_of(runs),
-        columns=COLUMNS,
-        rows=Comparison([run.result for run in runs]).rows(),
+        columns=comparison.columns(),
+        rows=comparison.rows(),
         summary=summary_rows(runs[0].result),
         figures=[
             {"data": base64.b64encode(data).decode("ascii"), "alt": name.replace("_", " ")}

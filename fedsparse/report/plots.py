@@ -1,15 +1,19 @@
-"""The figures of a report; each takes the runs and returns a Figure, or None where no run recorded what it shows."""
+"""The figures of a report; each takes the runs and returns a Figure, or None where no run recorded what it shows.
+
+Runs that differ in the seed alone are one line: their mean, in a band of a standard deviation to each side. The figures
+of single rounds and layers show the first of such runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from fedsparse.report.groups import Group, bytes_so_far, grouped, seconds_so_far
 from fedsparse.report.records import RunRecord
 from fedsparse.report.style import (
     COLOURS,
@@ -59,13 +63,16 @@ def accuracy_over(
     """Draw test accuracy over what a run has spent; `may_be_log` allows a logarithmic axis."""
     figure, (axes,) = panels()
     totals = []
-    for at, run in enumerate(runs):
-        points = run.accuracies()
-        if points:
-            costs = spent(run)
-            xs = [costs[place] for place, _ in points]
-            axes.plot(xs, [accuracy for _, accuracy in points], label=run.label, **line_style(at, len(xs)))
-            totals.append(xs[-1])
+    for at, group in enumerate(grouped(runs)):
+        xs, ys = curves(group, spent)
+        if xs.size:
+            style = line_style(at, xs.shape[1])
+            mean, deviation = ys.mean(0), ys.std(0, ddof=1 if len(ys) > 1 else 0)
+            axes.plot(xs.mean(0), mean, label=group.label, **style)
+            if len(ys) > 1:
+                band = mean - deviation, mean + deviation
+                axes.fill_between(xs.mean(0), *band, color=style["color"], alpha=0.15, linewidth=0)
+            totals.append(xs[:, -1].mean())
     if not totals:
         return None
     if may_be_log and max(totals) > LOG_RATIO * min(totals) > 0:
@@ -77,8 +84,21 @@ def accuracy_over(
     return figure
 
 
+def curves(group: Group, spent: Callable[[RunRecord], list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (what was spent, accuracy) at the tests that all runs of a group made: float64 [runs, tests] each."""
+    tests = min(len(run.accuracies()) for run in group.runs)
+    costs = [[spent(run)[place] for place, _ in run.accuracies()[:tests]] for run in group.runs]
+    return np.array(costs), np.array([[accuracy for _, accuracy in run.accuracies()[:tests]] for run in group.runs])
+
+
+def first_seeds(runs: list[RunRecord]) -> list[RunRecord]:
+    """Return the first run of each group."""
+    return [group.runs[0] for group in grouped(runs)]
+
+
 def bytes_per_round(runs: list[RunRecord]) -> Figure | None:
     """Draw the encoded bytes of every round: server to clients on the left, clients to server on the right."""
+    runs = first_seeds(runs)
     figure, both = panels(columns=2)
     directions = (("bytes_down", "Down: server to clients"), ("bytes_up", "Up: clients to server"))
     drawn = []
@@ -113,6 +133,7 @@ def scale_bytes(axes: Axes, values: list[float]) -> None:
 
 def layer_densities(runs: list[RunRecord]) -> Figure | None:
     """Draw each layer's density: over the rounds for one run, at the last round for several."""
+    runs = first_seeds(runs)
     kept = [run for run in runs if run.rounds and run.rounds[-1].get("layer_densities")]
     if not kept:
         return None
@@ -167,6 +188,7 @@ def final_densities(runs: list[RunRecord]) -> Figure:
 
 def mask_change(runs: list[RunRecord]) -> Figure | None:
     """Draw the share of the active weights that a round made active."""
+    runs = first_seeds(runs)
     figure, (axes,) = panels(height=3.6)
     changed = False
     for at, run in enumerate(runs):
@@ -197,17 +219,6 @@ def mask_change(runs: list[RunRecord]) -> Figure | None:
 def round_numbers(run: RunRecord) -> list[float]:
     """Return the numbers of the recorded rounds."""
     return run.series("round")
-
-
-def bytes_so_far(run: RunRecord) -> list[float]:
-    """Return, for each round, the bytes sent up to its end in both directions."""
-    return list(accumulate(record["bytes_down"] + record["bytes_up"] for record in run.rounds))
-
-
-def seconds_so_far(run: RunRecord) -> list[float]:
-    """Return, for each round, the seconds up to its end, with those before the first round."""
-    opening = run.result.get("opening", {}).get("seconds", 0.0)
-    return list(accumulate((record["seconds"] for record in run.rounds), initial=opening))[1:]
 
 
 PLOTS: dict[str, Plot] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as it was recorded; `result` is that of `result.json`, or is made of the rounds where it is absent."""
+    """One run as it was recorded; `result` is that of `result.json`, or is made of the rounds where it is absent.
+
+    settings: the configuration but for the seed, or what the result says of it where the configuration is absent.
+    """
 
     folder: Path
     label: str
     result: dict[str, Any]
     rounds: list[Round]
+    settings: dict[str, Any]
 
     def series(self, key: str) -> list[Any]:
         """Return the values of one key over the rounds; None where a round lacks it."""
@@ -39,13 +43,18 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
     Raises RecordError for a folder that holds no run.
     """
     runs = [read_run(folder) for given in folders for folder in run_folders(given)]
-    names = [run.label for run in runs]
-    return [
-        RunRecord(run.folder, f"{run.label} ({run.folder})", run.result, run.rounds)
-        if names.count(run.label) > 1
-        else run
-        for run in runs
-    ]
+    return [replace(run, label=f"{run.label} ({run.folder})") if clashes(run, runs) else run for run in runs]
+
+
+def clashes(run: RunRecord, runs: list[RunRecord]) -> bool:
+    """Tell whether another run has the same name without being the same configuration under another seed."""
+    seed = run.result.get("seed")
+    return any(
+        other is not run
+        and other.label == run.label
+        and (other.settings != run.settings or other.result.get("seed") == seed)
+        for other in runs
+    )
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -74,7 +83,16 @@ def read_run(folder: Path) -> RunRecord:
     """Return the records of one run's folder."""
     rounds = read_rounds(folder / "rounds.jsonl")
     result = read_result(folder / "result.json") or result_of(folder.name, rounds)
-    return RunRecord(folder, str(result.get("name", folder.name)), result, rounds)
+    return RunRecord(folder, str(result.get("name", folder.name)), result, rounds, settings_of(folder, result))
+
+
+def settings_of(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run without its seed, or the names in its result where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {key: result.get(key) for key in ("method", "model", "dataset", "clients")}
+    config = read_object(path)
+    return {key: value for key, value in config.items() if key != "seed"}
 
 
 def read_rounds(path: Path) -> list[Round]:
@@ -94,15 +112,18 @@ def read_rounds(path: Path) -> list[Round]:
 
 def read_result(path: Path) -> dict[str, Any] | None:
     """Return `result.json`, or None where the run has not written it."""
-    if not path.is_file():
-        return None
+    return read_object(path) if path.is_file() else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RecordError(f"{path} is not JSON: {error}") from None
-    if not isinstance(result, dict):
+    if not isinstance(content, dict):
         raise RecordError(f"{path} is JSON but not an object")
-    return result
+    return content
 
 
 def result_of(name: str, rounds: list[Round], **known: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fedsparse.report.groups import Group, Spread, cost_of_target, grouped, spread
+from fedsparse.report.records import RunRecord
 from fedsparse.report.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
 
 if TYPE_CHECKING:
@@ -22,50 +25,112 @@ COLUMNS = (
     "bytes up",
     "bytes, to the first",
 )
+NUMBERS = ("accuracy", "perplexity", "density", "macs", "seconds_per_round", "peak_bytes", "bytes_down", "bytes_up")
+TARGET_COSTS = ("rounds", "bytes", "seconds")
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """Results side by side; every number is read from the results, ratios are to the first of them."""
+    """Runs side by side, those that differ in the seed alone as one row; ratios are to the first row.
 
-    results: list[dict[str, Any]]
+    target: an accuracy in [0, 1]; with it rows say what it took to reach that.
+    """
 
-    def bytes_ratio(self, result: dict[str, Any]) -> float | None:
-        """Return a run's bytes in both directions as a ratio to those of the first run."""
-        first = total_bytes(self.results[0])
-        own = total_bytes(result)
-        return own / first if own is not None and first else None
+    def __init__(self, runs: list[RunRecord], target: float | None = None) -> None:
+        self.groups, self.target = grouped(runs), target
+
+    def columns(self) -> list[str]:
+        """Return the heads of the columns of `rows`."""
+        columns = list(COLUMNS)
+        if self._has_perplexity():
+            columns.insert(3, "perplexity")
+        if self.target is not None:
+            columns += [f"{what} to {percent_text(self.target)}" for what in TARGET_COSTS]
+        return columns
 
     def rows(self) -> list[list[str]]:
-        """Return one row of text per run, in the order of COLUMNS."""
-        return [
-            [
-                marked(result),
-                str(result.get("method", DASH)),
-                percent_text(result.get("accuracy")),
-                percent_text(result.get("density")),
-                f"{count_text(result.get('macs'))} ({percent_text(macs_share(result), 0)})",
-                seconds_text(result.get("seconds_per_round")),
-                bytes_text(result.get("peak_bytes")),
-                bytes_text(result.get("bytes_down")),
-                bytes_text(result.get("bytes_up")),
-                ratio_text(self.bytes_ratio(result)),
-            ]
-            for result in self.results
-        ]
+        """Return one row of text per group of runs, in the order of `columns`."""
+        return [self._row(group) for group in self.groups]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        columns = self.columns()
+        lines = [columns, ["---"] * len(columns), *self.rows()]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return the results with the two derived numbers of the table added."""
-        return [
-            result | {"macs_share": macs_share(result), "bytes_ratio": self.bytes_ratio(result)}
-            for result in self.results
+        """Return the result of each run, with the derived numbers of the table added."""
+        return [run.result | self._derived(run) for group in self.groups for run in group.runs]
+
+    def table_dicts(self) -> list[dict[str, Any]]:
+        """Return each row as numbers: {"mean", "deviation"} of each over the seeds, or None."""
+        rows = []
+        for group in self.groups:
+            derived = [self._derived(run) for run in group.runs]
+            numbers = {key: group.of(key) for key in NUMBERS}
+            numbers |= {key: spread(entries[key] for entries in derived) for key in derived[0]}
+            spreads = {key: None if number is None else asdict(number) for key, number in numbers.items()}
+            rows.append({"name": group.label, "method": group.text("method"), "seeds": len(group.runs), **spreads})
+        return rows
+
+    def _derived(self, run: RunRecord) -> dict[str, Any]:
+        derived = {"macs_share": macs_share(run.result), "bytes_ratio": self._bytes_ratio(run)}
+        if self.target is not None:
+            derived |= {f"{what}_to_target": cost for what, cost in cost_of_target(run, self.target).items()}
+        return derived
+
+    def _bytes_ratio(self, run: RunRecord) -> float | None:
+        first = self.groups[0].over(lambda run: total_bytes(run.result))
+        own = total_bytes(run.result)
+        return own / first.mean if own is not None and first is not None and first.mean else None
+
+    def _has_perplexity(self) -> bool:
+        return any(group.of("perplexity") is not None for group in self.groups)
+
+    def _row(self, group: Group) -> list[str]:
+        share = group.over(lambda run: macs_share(run.result))
+        cells = [
+            marked(group),
+            group.text("method") or DASH,
+            with_deviation(group.of("accuracy"), percent_text),
+            mean_text(group.of("density"), percent_text),
+            f"{mean_text(group.of('macs'), count_text)} ({mean_text(share, lambda s: percent_text(s, 0))})",
+            mean_text(group.of("seconds_per_round"), seconds_text),
+            mean_text(group.of("peak_bytes"), bytes_text),
+            mean_text(group.of("bytes_down"), bytes_text),
+            mean_text(group.of("bytes_up"), bytes_text),
+            mean_text(group.over(self._bytes_ratio), ratio_text),
         ]
+        if self._has_perplexity():
+            cells.insert(3, with_deviation(group.of("perplexity"), lambda number: f"{number:.4g}"))
+        return cells if self.target is None else cells + self._target_cells(group, self.target)
+
+    def _target_cells(self, group: Group, target: float) -> list[str]:
+        costs = [cost_of_target(run, target) for run in group.runs]
+        reached = sum(cost["rounds"] is not None for cost in costs)
+        if reached < len(costs):
+            return [f"{DASH} ({reached} of {len(costs)} did)" if reached else DASH, DASH, DASH]
+        texts: tuple[Callable[[float], str], ...] = (lambda number: f"{number:.3g}", bytes_text, seconds_text)
+        return [with_deviation(spread(cost[what] for cost in costs), text) for what, text in zip(TARGET_COSTS, texts)]
 
 
-def marked(result: dict[str, Any]) -> str:
-    """Return a run's name, marked where the run did not end."""
-    name = str(result.get("name", DASH))
-    return name if result.get("status") == "complete" else f"{name} ({result.get('status', 'unfinished')})"
+def mean_text(number: Spread | None, text: Callable[[float], str]) -> str:
+    """Return the mean as `text` writes it."""
+    return DASH if number is None else text(number.mean)
+
+
+def with_deviation(number: Spread | None, text: Callable[[float], str]) -> str:
+    """Return the mean, and where there are several runs the standard deviation after a plus-minus sign."""
+    if number is None or number.deviation is None:
+        return mean_text(number, text)
+    return f"{text(number.mean)} \u00b1 {text(number.deviation)}"
+
+
+def marked(group: Group) -> str:
+    """Return the runs' name, with the number of seeds where there are several, marked where a run did not end."""
+    seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
+    ends = [str(run.result.get("status", "unfinished")) for run in group.runs]
+    unfinished = next((end for end in ends if end != "complete"), None)
+    return f"{group.label}{seeds}" + (f" ({unfinished})" if unfinished else "")
 
 
 def macs_share(result: dict[str, Any]) -> float | None:
@@ -80,13 +145,13 @@ def total_bytes(result: dict[str, Any]) -> int | None:
     return None if down is None or up is None else down + up
 
 
-def comparison_table(results: list[dict[str, Any]], title: str, width: int) -> Table:
+def comparison_table(comparison: Comparison, title: str, width: int) -> Table:
     """Return the rich table of runs side by side: a row a run, or a column a run where that is too wide."""
-    rows = Comparison(results).rows()
-    needed = sum(max(map(len, cells)) + 3 for cells in zip(COLUMNS, *rows)) + 1
+    heads, rows = comparison.columns(), comparison.rows()
+    needed = sum(max(map(len, cells)) + 3 for cells in zip(heads, *rows)) + 1
     if needed <= width:
-        return table_of(list(COLUMNS), rows, title, left=2)
-    columns = list(zip(COLUMNS, *rows))
+        return table_of(heads, rows, title, left=2)
+    columns = list(zip(heads, *rows))
     return table_of(list(columns[0]), [list(cells) for cells in columns[1:]], title, left=1)
 
 
@@ -99,41 +164,4 @@ def table_of(header: list[str], rows: list[list[str]], title: str, left: int) ->
         table.add_column(column, justify="left" if at < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    return table
-
-
-def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, measured value) for one run."""
-    perplexity = [("perplexity", f"{result['perplexity']:.2f}")] if result.get("perplexity") is not None else []
-    macs = f"{count_text(result.get('macs'))} a sample ({percent_text(macs_share(result))} of dense)"
-    return [
-        ("method", str(result.get("method", DASH))),
-        ("model, data", f"{result.get('model', DASH)}, {result.get('dataset', DASH)}"),
-        ("status", f"{result.get('status', 'unfinished')} after {result.get('rounds', 0)} rounds"),
-        (
-            "accuracy",
-            f"{percent_text(result.get('accuracy'))} (best {percent_text(result.get('best_accuracy'))})",
-        ),
-        *perplexity,
-        ("density", percent_text(result.get("density"))),
-        ("multiply-adds", macs),
-        ("a round", f"{seconds_text(result.get('seconds_per_round'))} (median)"),
-        ("whole run", seconds_text(result.get("total_seconds"))),
-        ("peak memory", bytes_text(result.get("peak_bytes"))),
-        ("bytes down", bytes_text(result.get("bytes_down"))),
-        ("bytes up", bytes_text(result.get("bytes_up"))),
-    ]
-
-
-def summary_table(result: dict[str, Any]) -> Table:
-    """Return the rich table of one run."""
-    from rich.table import Table
-
-    table = Table(
-        title=f"{result.get('name', DASH)}, seed {result.get('seed', DASH)}",
-        show_header=False,
-        title_justify="left",
-    )
-    for what, value in summary_rows(result):
-        table.add_row(what, value)
     return table

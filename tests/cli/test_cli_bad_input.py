@@ -189,6 +189,7 @@ def test_out_must_be_new_or_empty(here: Path, capsys: pytest.CaptureFixture[str]
         ("seed = 3\n[partition]\nclients = 4\nalpha = 0.1\n", ["partition.alpha is 0.1 but 0.5"]),
         ("seed = 3\n[data]\ntrain_limit = 100\n", ["data.train_limit is 100 but not set"]),
         ('name = "dense"\nseed = 3\n[partition]\nclients = 4\n', ["name is 'dense'", "already"]),
+        ("seed = 3\n[partition]\nclients = 4\n[train]\nclients_per_round = 2\n", ["clients_per_round is 2 but 4"]),
         ("seed = 3\n[partition]\nclients = 4\n[train]\nlr = -1\n", ["pair/sparse.toml", "train.lr is -1"]),
     ],
 )
@@ -199,6 +200,26 @@ def test_what_cannot_be_compared(here: Path, capsys: pytest.CaptureFixture[str],
     assert sentence.count("\n") == 1
     assert all(word in sentence for word in words), sentence
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "methods", "words"),
+    [
+        ("run", '[[method]]\nname = "fedavg"\n', ["several.toml holds several methods", "fedsparse compare"]),
+        ("compare", "method = []\n", ["several.toml", "method is an empty list"]),
+        ("compare", '[[method]]\nname = "fedavg"\n[[method]]\nname = "fedavg"\n', ["'fedavg', which another"]),
+        ("compare", '[[method]]\nname = "fedavg"\nrun = "a/b"\n', ["name is 'a/b'"]),
+        ("compare", "method = [1]\n", ["method is 1 but must be a table"]),
+    ],
+)
+def test_several_methods_that_cannot_be_run(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, methods: str, words: list[str]
+) -> None:
+    (here / "several.toml").write_text(methods)
+    assert main([command, "several.toml"]) == 2
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    assert all(word in sentence for word in words), sentence
 
 
 def test_reports_of_what_is_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,41 @@ def test_compare_takes_a_fresh_folder_every_time(here: Path, fake_loop: FakeLoop
         assert (here / "runs" / folder / "report.html").exists()
 
 
+SEVERAL = """
+seed = 3
+[partition]
+clients = 4
+[train]
+rounds = 4
+[[method]]
+run = "dense"
+name = "fedavg"
+[[method]]
+name = "fedtiny"
+density = 0.1
+"""
+
+
+def test_one_file_holds_several_methods_and_the_table_several_seeds(
+    here: Path, fake_loop: FakeLoop, capsys: Capture
+) -> None:
+    """The fake accuracy after round 2 is .6, so the target is reached after two rounds under both seeds."""
+    (here / "both.toml").write_text(SEVERAL)
+    arguments = ["--seeds", "2", "--target", "0.6", "--out", "out", "-q", "--format", "json"]
+    assert main(["compare", "both.toml", *arguments]) == 0
+    folders = ["dense-seed3", "fedtiny-seed3", "dense-seed4", "fedtiny-seed4"]
+    assert sorted(path.name for path in (here / "out").iterdir() if path.is_dir()) == sorted(folders)
+    assert [(e.name, e.method.name, e.seed) for e in fake_loop.seen] == [
+        ("dense", "fedavg", 3), ("fedtiny", "fedtiny", 3), ("dense", "fedavg", 4), ("fedtiny", "fedtiny", 4),
+    ]  # fmt: skip
+    same = zip(fake_loop.seen[2].model.parameters(), fake_loop.seen[3].model.parameters())
+    assert all((a == b).all() for a, b in same)
+    table = json.loads(capsys.readouterr().out)["table"]
+    assert [(row["name"], row["seeds"], row["rounds_to_target"]["mean"]) for row in table] == [
+        ("dense", 2, 2), ("fedtiny", 2, 2),
+    ]  # fmt: skip
+
+
 def test_compare_as_json(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
     assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--format", "json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]

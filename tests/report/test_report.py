@@ -12,6 +12,7 @@ import pytest
 
 from fedsparse.report import RecordError, read_runs, write_report
 from fedsparse.report.plots import PLOTS
+from fedsparse.report.records import RunRecord
 from fedsparse.report.style import styled
 from fedsparse.report.table import COLUMNS, Comparison
 from fedsparse.report.units import bytes_text, count_text, percent_text, seconds_text
@@ -23,7 +24,7 @@ def test_a_comparison_is_one_file_and_its_figures(three_runs: list[Path], tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     page = write_report(read_runs(three_runs), out, "three <runs>").read_text()
-    assert {path.name for path in out.iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
+    assert {path.name for path in out.iterdir()} == {"report.html", "comparison.md", *(f"{name}.png" for name in PLOTS)}
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
     assert "three &lt;runs&gt;" in page
     assert not re.search(r"(src|href)=\"(?!data:)|https?://", page)
@@ -127,7 +128,8 @@ def test_ratios_are_to_the_first_run() -> None:
     """(10 + 30) / (100 + 60) = 0.25; 20 / 80 multiply-adds = 0.25; what is missing stays missing."""
     first = {"bytes_down": 100, "bytes_up": 60, "macs": 80, "dense_macs": 80}
     second = {"bytes_down": 10, "bytes_up": 30, "macs": 20, "dense_macs": 80}
-    rows = Comparison([first, second, {}]).as_dicts()
+    runs = [RunRecord(Path(), label, result, [], {}) for label, result in (("a", first), ("b", second), ("c", {}))]
+    rows = Comparison(runs).as_dicts()
     assert [(row["bytes_ratio"], row["macs_share"]) for row in rows] == [(1.0, 1.0), (0.25, 0.25), (None, None)]
 
 

@@ -1,0 +1,48 @@
+"""One run as rows of what was measured, for the terminal and for the HTML page alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedsparse.report.table import macs_share
+from fedsparse.report.units import DASH, bytes_text, count_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, measured value) for one run."""
+    perplexity = [("perplexity", f"{result['perplexity']:.2f}")] if result.get("perplexity") is not None else []
+    macs = f"{count_text(result.get('macs'))} a sample ({percent_text(macs_share(result))} of dense)"
+    return [
+        ("method", str(result.get("method", DASH))),
+        ("model, data", f"{result.get('model', DASH)}, {result.get('dataset', DASH)}"),
+        ("status", f"{result.get('status', 'unfinished')} after {result.get('rounds', 0)} rounds"),
+        (
+            "accuracy",
+            f"{percent_text(result.get('accuracy'))} (best {percent_text(result.get('best_accuracy'))})",
+        ),
+        *perplexity,
+        ("density", percent_text(result.get("density"))),
+        ("multiply-adds", macs),
+        ("a round", f"{seconds_text(result.get('seconds_per_round'))} (median)"),
+        ("whole run", seconds_text(result.get("total_seconds"))),
+        ("peak memory", bytes_text(result.get("peak_bytes"))),
+        ("bytes down", bytes_text(result.get("bytes_down"))),
+        ("bytes up", bytes_text(result.get("bytes_up"))),
+    ]
+
+
+def summary_table(result: dict[str, Any]) -> Table:
+    """Return the rich table of one run."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{result.get('name', DASH)}, seed {result.get('seed', DASH)}",
+        show_header=False,
+        title_justify="left",
+    )
+    for what, value in summary_rows(result):
+        table.add_row(what, value)
+    return table
