@@ -13,18 +13,17 @@ void forward(const Conv& conv, const Index& index, const Tensor& values, const T
              Tensor& y) {
   const Band band = input_band<T>(conv);
   const auto table = input_table("blocked_conv2d", conv, band.plane, kLanes<T>);
-  const auto lists = tap_lists<T>(index, in_ptr<T>(values), table, input_blocks<T>(conv, band.plane, index));
+  const GatherRows<T> rows(index, in_ptr<T>(values), table, input_blocks<T>(conv, band.plane, index));
   const int64_t out_row = conv.out.x * kLanes<T>, out_channel = conv.out.y * out_row;
-  Gather<T> shared{
-      lists.blocks(), lists.data(), bias,    nullptr,   conv.stride.y * band.plane.pitch * kLanes<T>,
-      nullptr,        out_channel,  out_row, kLanes<T>, 0,
-      conv.out.x};
+  const Gather<T> shared{bias,      nullptr,     conv.stride.y * band.plane.pitch * kLanes<T>,
+                         nullptr,   out_channel, out_row,
+                         kLanes<T>, 0,           conv.out.x};
   BandWork<T>(band, index, x).run([&](int64_t block, int64_t b, const T* in, int64_t begin, int64_t end) {
     Gather<T> g = shared;
     g.in = in;
     g.out = out_ptr<T>(y) + block * conv.rows * out_channel + band.first(b) * out_row;
     g.height = band.height_of(b);
-    kernels<T>().gather(g, begin, end);
+    rows.run(g, begin, end);
   });
 }
 

@@ -11,24 +11,24 @@ template <typename T>
 struct Phase {
   Pair at;
   int64_t height;  // its rows of the whole map
-  TapLists<T> lists;
+  GatherRows<T> rows;
 };
 
 template <typename T>
 std::vector<Phase<T>> phases_of(const Conv& conv, const Band& band, const Index& index, const T* values) {
   const int64_t line = kLanes<T>;
   const Pair taps{(conv.kernel.y - 1) / conv.stride.y + 1, (conv.kernel.x - 1) / conv.stride.x + 1};
-  const ChannelBlocks plan = channel_blocks(conv.rows, band.plane.lines * line,
-                                            tile_lines(register_tile(), taps, {1, 1}, conv.dilation),
-                                            conv.channels, index.nnz / (conv.stride.y * conv.stride.x));
+  const ChannelBlocks plan =
+      channel_blocks(index, conv.rows, band.plane.lines * line,
+                     tile_lines(register_tile(), taps, {1, 1}, conv.dilation), conv.stride.y * conv.stride.x);
   std::vector<Phase<T>> phases;
   for (int64_t y = 0; y < std::min(conv.stride.y, conv.in.y); ++y)
     for (int64_t x = 0; x < std::min(conv.stride.x, conv.in.x); ++x)
       phases.push_back(
           {{y, x},
            (conv.in.y - y + conv.stride.y - 1) / conv.stride.y,
-           tap_lists<T>(index, values, gradient_table("blocked_conv2d_input", conv, band.plane, {y, x}, line),
-                        plan)});
+           GatherRows<T>(index, values,
+                         gradient_table("blocked_conv2d_input", conv, band.plane, {y, x}, line), plan)});
   return phases;
 }
 
@@ -44,11 +44,10 @@ void input_gradient(const Conv& conv, const Index& index, const Tensor& values, 
       const int64_t rows = std::min(band.out_rows, phase.height - band.first(b));
       if (rows <= 0) continue;
       const int64_t y = band.first(b) * conv.stride.y + phase.at.y;
-      kernels<T>().gather(
-          {phase.lists.blocks(), phase.lists.data(), nullptr, in, band.plane.pitch * kLanes<T>,
-           out + y * out_row + phase.at.x * kLanes<T>, out_channel, conv.stride.y * out_row,
-           conv.stride.x * kLanes<T>, rows, (conv.in.x - phase.at.x + conv.stride.x - 1) / conv.stride.x},
-          begin, end);
+      phase.rows.run({nullptr, in, band.plane.pitch * kLanes<T>, out + y * out_row + phase.at.x * kLanes<T>,
+                      out_channel, conv.stride.y * out_row, conv.stride.x * kLanes<T>, rows,
+                      (conv.in.x - phase.at.x + conv.stride.x - 1) / conv.stride.x},
+                     begin, end);
     }
   });
 }

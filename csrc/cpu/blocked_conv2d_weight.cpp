@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "conv_bands.h"
-#include "sample_scratch.h"
 
 namespace fedsparse {
 namespace {
@@ -44,24 +43,14 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
                      Tensor& dvalues) {
   const Band band = input_band<T>(conv);
   const auto table = input_table("blocked_conv2d_weight", conv, band.plane, kLanes<T>);
-  const OffsetLists lists = offset_lists(index, table, input_blocks<T>(conv, band.plane, index));
+  const SampleRows<T> weight(index, table, input_blocks<T>(conv, band.plane, index), out_ptr<T>(dvalues));
   const Planes<const T> images = planes_of(x, conv.batch, in_ptr<T>(x));
   const Tensor padded = torch::stable::new_zeros(x, {band.size<T>()});
-  const SampleScratch<T> scratch(x, index);
   const GradientRows<T> grads(conv, band, gy);
 
-  Sample<T> s{lists.blocks(),
-              lists.data(),
-              in_ptr<T>(padded),
-              conv.stride.y * band.plane.pitch * kLanes<T>,
-              nullptr,
-              0,
-              conv.out.x * kLanes<T>,
-              0,
-              conv.out.x,
-              nullptr,
-              scratch.lines(),
-              out_ptr<T>(dvalues)};
+  Sample<T> s{
+      in_ptr<T>(padded), conv.stride.y * band.plane.pitch * kLanes<T>, nullptr, 0, conv.out.x * kLanes<T>, 0,
+      conv.out.x};
   const int64_t grain = move_grain(band.rows * band.width * kLanes<T>);
   for (int64_t block = 0; block < images.blocks; ++block)
     for (int64_t b = 0; b < band.count(); ++b) {
@@ -71,10 +60,9 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
       });
       s.height = band.height_of(b);
       s.grad = grads.at(block, band.first(b), s.height, &s.grad_channel);
-      over_rows(index.starts, conv.rows, [&](int64_t part, int64_t begin, int64_t end) {
-        kernels<T>().sample(scratch.given(s, part), begin, end);
-      });
+      over_rows(index, [&](int64_t part, int64_t begin, int64_t end) { weight.add(s, part, begin, end); });
     }
+  weight.finish();
 }
 
 Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in, int64_t batch,

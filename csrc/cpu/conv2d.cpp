@@ -7,7 +7,7 @@
 #include "blocked.h"
 #include "conv_blocks.h"
 #include "conv_geometry.h"
-#include "lists.h"
+#include "rows.h"
 
 namespace fedsparse {
 namespace {
@@ -17,16 +17,14 @@ void forward(const Conv& conv, const Index& index, const Tensor& values, const T
              Tensor& y) {
   const PaddedPlane plane = input_plane(conv);
   const auto table = input_table("conv2d", conv, plane, kLanes<T>);
-  const auto lists = tap_lists<T>(index, in_ptr<T>(values), table, input_blocks<T>(conv, plane, index));
+  const GatherRows<T> rows(index, in_ptr<T>(values), table, input_blocks<T>(conv, plane, index));
   const Images<const T> images{in_ptr<T>(x), conv.batch, conv.channels, conv.in.y * conv.in.x};
   const Images<T> outputs{out_ptr<T>(y), conv.batch, conv.rows, conv.out.y * conv.out.x};
   const int64_t out_channel = outputs.pixels * kLanes<T>;
   const Tensor padded = torch::stable::new_zeros(x, {conv.channels * plane.lines * kLanes<T>});
   const Tensor lines = torch::stable::new_empty(x, {conv.rows * out_channel});
 
-  Gather<T> g{lists.blocks(),
-              lists.data(),
-              bias,
+  Gather<T> g{bias,
               in_ptr<T>(padded),
               conv.stride.y * plane.pitch * kLanes<T>,
               out_ptr<T>(lines),
@@ -37,8 +35,8 @@ void forward(const Conv& conv, const Index& index, const Tensor& values, const T
               conv.out.x};
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(images, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
-    over_rows(index.starts, conv.rows, [&](int64_t, int64_t begin, int64_t end) {
-      kernels<T>().gather(g, begin, end);
+    over_rows(index, [&](int64_t, int64_t begin, int64_t end) {
+      rows.run(g, begin, end);
       for (int64_t n = begin; n < end; ++n)
         kernels<T>().from_lines(outputs.plane(block), g.out + n * out_channel, outputs.at(block, n));
     });

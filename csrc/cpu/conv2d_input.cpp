@@ -9,14 +9,14 @@
 #include "blocked.h"
 #include "conv_blocks.h"
 #include "conv_geometry.h"
-#include "lists.h"
+#include "rows.h"
 
 namespace fedsparse {
 namespace {
 
 template <typename T>
 struct Phase {
-  TapLists<T> lists;
+  GatherRows<T> rows;
   Gather<T> gather;
 };
 
@@ -27,15 +27,12 @@ std::vector<Phase<T>> phases_of(const Conv& conv, const PaddedPlane& plane, cons
   const int64_t line = kLanes<T>;
   const Pair taps{(conv.kernel.y - 1) / conv.stride.y + 1, (conv.kernel.x - 1) / conv.stride.x + 1};
   const int64_t lines_read = tile_lines(register_tile(), taps, {1, 1}, conv.dilation);
-  const ChannelBlocks plan = channel_blocks(conv.rows, plane.lines * line, lines_read, conv.channels,
-                                            index.nnz / (conv.stride.y * conv.stride.x));
+  const ChannelBlocks plan =
+      channel_blocks(index, conv.rows, plane.lines * line, lines_read, conv.stride.y * conv.stride.x);
   for (int64_t y = 0; y < std::min(conv.stride.y, conv.in.y); ++y)
     for (int64_t x = 0; x < std::min(conv.stride.x, conv.in.x); ++x) {
-      auto lists =
-          tap_lists<T>(index, values, gradient_table("conv2d_input", conv, plane, {y, x}, line), plan);
-      const Gather<T> gather{lists.blocks(),
-                             lists.data(),
-                             nullptr,
+      GatherRows<T> rows(index, values, gradient_table("conv2d_input", conv, plane, {y, x}, line), plan);
+      const Gather<T> gather{nullptr,
                              padded,
                              plane.pitch * line,
                              lines + (y * conv.in.x + x) * line,
@@ -44,7 +41,7 @@ std::vector<Phase<T>> phases_of(const Conv& conv, const PaddedPlane& plane, cons
                              conv.stride.x * line,
                              (conv.in.y - y + conv.stride.y - 1) / conv.stride.y,
                              (conv.in.x - x + conv.stride.x - 1) / conv.stride.x};
-      phases.push_back({lists, gather});
+      phases.push_back({std::move(rows), gather});
     }
   return phases;
 }
@@ -63,8 +60,8 @@ void input_gradient(const Conv& conv, const Index& index, const Tensor& values, 
 
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(grads, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
-    over_rows(index.starts, conv.channels, [&](int64_t, int64_t begin, int64_t end) {
-      for (const Phase<T>& phase : phases) kernels<T>().gather(phase.gather, begin, end);
+    over_rows(index, [&](int64_t, int64_t begin, int64_t end) {
+      for (const Phase<T>& phase : phases) phase.rows.run(phase.gather, begin, end);
       for (int64_t c = begin; c < end; ++c)
         kernels<T>().from_lines(outputs.plane(block), in_ptr<T>(lines) + c * out_channel,
                                 outputs.at(block, c));

@@ -6,8 +6,7 @@
 #include "blocked.h"
 #include "conv_blocks.h"
 #include "conv_geometry.h"
-#include "lists.h"
-#include "sample_scratch.h"
+#include "rows.h"
 
 namespace fedsparse {
 namespace {
@@ -17,32 +16,25 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
                      Tensor& dvalues) {
   const PaddedPlane plane = input_plane(conv);
   const auto table = input_table("conv2d_weight", conv, plane, kLanes<T>);
-  const OffsetLists lists = offset_lists(index, table, input_blocks<T>(conv, plane, index));
+  const SampleRows<T> rows(index, table, input_blocks<T>(conv, plane, index), out_ptr<T>(dvalues));
   const Images<const T> images{in_ptr<T>(x), conv.batch, conv.channels, conv.in.y * conv.in.x};
   const Images<const T> grads{in_ptr<T>(gy), conv.batch, conv.rows, conv.out.y * conv.out.x};
   const Tensor padded = torch::stable::new_zeros(x, {conv.channels * plane.lines * kLanes<T>});
   const Tensor lines = torch::stable::new_empty(x, {conv.rows * grads.pixels * kLanes<T>});
-  const SampleScratch<T> scratch(x, index);
 
-  Sample<T> s{lists.blocks(),
-              lists.data(),
-              in_ptr<T>(padded),
+  Sample<T> s{in_ptr<T>(padded),
               conv.stride.y * plane.pitch * kLanes<T>,
               in_ptr<T>(lines),
               grads.pixels * kLanes<T>,
               conv.out.x * kLanes<T>,
               conv.out.y,
-              conv.out.x,
-              nullptr,
-              scratch.lines(),
-              out_ptr<T>(dvalues)};
+              conv.out.x};
   for (int64_t block = 0; block < blocks_of<T>(conv.batch); ++block) {
     read_block(images, block, plane.place.data(), plane.lines, out_ptr<T>(padded));
     read_block(grads, block, nullptr, grads.pixels, out_ptr<T>(lines));
-    over_rows(index.starts, conv.rows, [&](int64_t part, int64_t begin, int64_t end) {
-      kernels<T>().sample(scratch.given(s, part), begin, end);
-    });
+    over_rows(index, [&](int64_t part, int64_t begin, int64_t end) { rows.add(s, part, begin, end); });
   }
+  rows.finish();
 }
 
 Tensor conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in, std::vector<int64_t> kernel,

@@ -8,7 +8,7 @@
 #include "blocked_tensor.h"
 #include "conv_blocks.h"
 #include "conv_geometry.h"
-#include "lists.h"
+#include "rows.h"
 
 namespace fedsparse {
 
@@ -124,7 +124,7 @@ class BandWork {
         block_size_(band.channels * band.height * band.width * kLanes<T>),
         threads_(torch::stable::get_num_threads()) {
     const int64_t pairs = source.size(0) * band.count();
-    bounds_ = equal_work(index.starts, index.rows, std::max<int64_t>(1, threads_ / pairs));
+    bounds_ = equal_work(index, std::max<int64_t>(1, threads_ / pairs));
     items_ = pairs * parts();
     threads_ = std::min(threads_, items_);
     scratch_ = torch::stable::new_zeros(source, {threads_ * band.template size<T>()});

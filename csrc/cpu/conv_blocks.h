@@ -14,8 +14,8 @@ template <typename T>
 ChannelBlocks input_blocks(const Conv& conv, const PaddedPlane& plane, const Index& index) {
   const Pair tile = register_tile();
   const Pair seen{std::min(tile.y, conv.out.y), std::min(tile.x, conv.out.x)};
-  return channel_blocks(conv.channels, plane.lines * kLanes<T>,
-                        tile_lines(seen, conv.kernel, conv.stride, conv.dilation), conv.rows, index.nnz);
+  return channel_blocks(index, conv.channels, plane.lines * kLanes<T>,
+                        tile_lines(seen, conv.kernel, conv.stride, conv.dilation));
 }
 
 }  // namespace fedsparse

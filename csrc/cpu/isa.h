@@ -27,34 +27,42 @@ struct Blocks {
   int64_t count;
 };
 
+// The taps of all rows.
+template <typename T>
+struct Taps {
+  Blocks blocks;
+  const Tap<T>* taps;
+};
+
 // out[row][y][x] = bias[row] + sum over the row's taps of value * in[offset + y * in_row + x * line].
 // bias may be null.
 template <typename T>
 struct Gather {
-  Blocks blocks;
-  const Tap<T>* taps;
-  const T* bias;
-  const T* in;
+  const T *bias, *in;
   int64_t in_row;
   T* out;
   int64_t out_channel, out_row, out_col;
   int64_t height, width;
 };
 
-// gradient[j] += sum over pixels and images of grad[row of j][y][x] * in[offsets[j] + y * in_row + x * line].
-// scratch holds scratch_count lines, at least as many as the longest row has active weights.
+// The offsets of all rows; scratch holds scratch_count lines, at least as many as the longest row has active
+// weights.
 template <typename T>
-struct Sample {
+struct Places {
   Blocks blocks;
   const int32_t* offsets;
+  T* scratch;
+  int64_t scratch_count;
+};
+
+// gradient[j] += sum over pixels and images of grad[row of j][y][x] * in[offsets[j] + y * in_row + x * line].
+template <typename T>
+struct Sample {
   const T* in;
   int64_t in_row;
   const T* grad;
   int64_t grad_channel, grad_row;
   int64_t height, width;
-  T* scratch;
-  int64_t scratch_count;
-  T* gradient;
 };
 
 // One plane of up to kLanes images between rows of pixels (image i at images + i * image_stride) and lines.
@@ -74,8 +82,8 @@ struct Kernels {
   // taps[j] = {table[cols[j]], values[perm[j]]}, or values[j] where perm is null.
   void (*fill_taps)(const int32_t* cols, const int32_t* table, const T* values, const int32_t* perm,
                     int64_t count, Tap<T>* taps);
-  void (*gather)(const Gather<T>&, int64_t row_begin, int64_t row_end);
-  void (*sample)(const Sample<T>&, int64_t row_begin, int64_t row_end);
+  void (*gather)(const Gather<T>&, const Taps<T>&, int64_t row_begin, int64_t row_end);
+  void (*sample)(const Sample<T>&, const Places<T>&, T* gradient, int64_t row_begin, int64_t row_end);
   // Pixel p goes to line place[p], or to line p where place is null; a negative place drops the pixel.
   void (*to_lines)(const Plane&, const T* images, const int32_t* place, T* lines);
   void (*from_lines)(const Plane&, const T* lines, T* images);

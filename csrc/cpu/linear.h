@@ -3,7 +3,7 @@
 #pragma once
 
 #include "blocked.h"
-#include "lists.h"
+#include "rows.h"
 
 namespace fedsparse {
 
@@ -44,34 +44,26 @@ void read_blocks(const Tensor& matrix, int64_t first, int64_t count, T* lines) {
 // A tile reads one line of each block of images in the chunk.
 template <typename T>
 ChannelBlocks linear_blocks(const Index& index, int64_t columns, int64_t chunk) {
-  return channel_blocks(columns, kLanes<T>, chunk, index.rows, index.nnz);
+  return channel_blocks(index, columns, kLanes<T>, chunk);
 }
 
 // out[b, row] = bias[row] + sum over the row's taps of value * in[b, column]
 template <typename T>
 void gather_linear(const Index& index, const T* values, const T* bias, const Tensor& in, Tensor& out) {
   const int64_t rows = index.rows, blocks = blocks_of<T>(in.size(0)), chunk = std::min(kChunkBlocks, blocks);
-  const auto lists =
-      tap_lists<T>(index, values, line_table<T>(in.size(1)), linear_blocks<T>(index, in.size(1), chunk));
+  const GatherRows<T> weight(index, values, line_table<T>(in.size(1)),
+                             linear_blocks<T>(index, in.size(1), chunk));
   const Matrix<T> target{out_ptr<T>(out), out.size(0), rows};
   const Tensor read = torch::stable::new_empty(in, {chunk * in.size(1) * kLanes<T>});
   const Tensor written = torch::stable::new_empty(in, {chunk * rows * kLanes<T>});
-  Gather<T> g{lists.blocks(),
-              lists.data(),
-              bias,
-              in_ptr<T>(read),
-              in.size(1) * kLanes<T>,
-              out_ptr<T>(written),
-              kLanes<T>,
-              rows * kLanes<T>,
-              0,
-              0,
-              1};
+  Gather<T> g{
+      bias, in_ptr<T>(read), in.size(1) * kLanes<T>, out_ptr<T>(written), kLanes<T>, rows * kLanes<T>, 0, 0,
+      1};
   for (int64_t first = 0; first < blocks; first += chunk) {
     g.height = std::min(chunk, blocks - first);
     read_blocks(in, first, g.height, out_ptr<T>(read));
-    over_rows(index.starts, rows, [&](int64_t, int64_t begin, int64_t end) {
-      kernels<T>().gather(g, begin, end);
+    over_rows(index, [&](int64_t, int64_t begin, int64_t end) {
+      weight.run(g, begin, end);
       for (int64_t i = 0; i < g.height; ++i)
         kernels<T>().from_lines(target.plane(first + i, end - begin),
                                 g.out + i * g.out_row + begin * kLanes<T>, target.at(first + i, begin));

@@ -1,6 +1,10 @@
 #include "lists.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+
+#include "strips.h"
 
 namespace fedsparse {
 namespace {
@@ -8,10 +12,49 @@ namespace {
 // Rows below which a second thread does not pay.
 constexpr int64_t kRowGrain = 64;
 
-// First- and second-level cache that the lines of a tile may take, and the shortest run of taps that pays for
-// taking the sums of a tile out of memory and putting them back.
-constexpr int64_t kNear = 48 * 1024, kFar = 384 * 1024;
+// The shortest run of taps that pays for taking the sums of a tile out of memory and putting them back.
 constexpr int64_t kShortest = 12;
+
+int64_t cache_bytes(int name, int64_t usual) {
+  const long found = sysconf(name);
+  return found > 0 ? found : usual;
+}
+
+// First- and second-level cache that the lines of a tile may take: what is left beside taps and sums.
+int64_t near_bytes() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 * 1024) * 5 / 8;
+  return bytes;
+#else
+  return 20 * 1024;
+#endif
+}
+
+int64_t far_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 * 1024) / 2;
+  return bytes;
+#else
+  return 256 * 1024;
+#endif
+}
+
+// Mean length of the runs into which blocks of so many columns cut the rows; empty runs do not count, since
+// the kernels skip them.  Some rows stand for all.
+int64_t run_length(const Index& index, int64_t columns) {
+  constexpr int64_t kRows = 64;
+  const int64_t step = std::max<int64_t>(1, index.rows / kRows);
+  int64_t entries = 0, runs = 0;
+  for (int64_t row = 0; row < index.rows; row += step) {
+    int64_t limit = 0;
+    for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j, ++entries)
+      if (index.cols[j] >= limit) {
+        ++runs;
+        limit = (index.cols[j] / columns + 1) * columns;
+      }
+  }
+  return runs ? entries / runs : 0;
+}
 
 // begin[b] = first of the entries [at, end) whose offset lies in block b or later; offset_of(j) rises with j.
 template <typename OffsetOf>
@@ -69,6 +112,29 @@ bool keeps_all(const std::vector<int32_t>& table) {
 
 namespace {
 
+// Whether rows row to row + count - 1 have the same columns.
+bool same_columns(const Index& index, int64_t row, int64_t count) {
+  const int32_t *first = index.cols + index.starts[row], *last = index.cols + index.starts[row + 1];
+  for (int64_t other = row + 1; other < row + count; ++other) {
+    const int32_t *begin = index.cols + index.starts[other], *end = index.cols + index.starts[other + 1];
+    if (!std::equal(first, last, begin, end)) return false;
+  }
+  return true;
+}
+
+// The longest strips that the kernels take; a weight of single weights differs in its first rows.
+int64_t strip_rows(const Index& index) {
+  constexpr int64_t kLongest = 32;
+  if (index.nnz == 0) return 1;
+  int64_t found = 1;
+  for (int64_t rows = kQuad; rows <= kLongest && index.rows % rows == 0; rows *= 2) {
+    for (int64_t row = 0; row < index.rows; row += rows)
+      if (!same_columns(index, row, rows)) return found;
+    found = rows;
+  }
+  return found;
+}
+
 bool all_below(const int32_t* entries, int64_t count, int64_t limit) {
   uint32_t largest = 0;
   for (int64_t j = 0; j < count; ++j) largest = std::max(largest, static_cast<uint32_t>(entries[j]));
@@ -82,6 +148,8 @@ Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, in
   Index index{{checked_indices(op, "indptr", indptr), checked_indices(op, "cols", cols)},
               0,
               0,
+              1,
+              width,
               nullptr,
               nullptr,
               nullptr};
@@ -94,6 +162,7 @@ Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, in
           index.nnz, ".");
   require(std::is_sorted(index.starts, index.starts + index.rows + 1), op, ": indptr must not fall.");
   require(all_below(index.cols, index.nnz, width), op, ": cols holds an index outside 0 to ", width - 1, ".");
+  index.strip = strip_rows(index);
   if (perm == nullptr) return index;
   index.owner[2] = checked_indices(op, "t_perm", *perm);
   index.perm = in_ptr<int32_t>(index.owner[2]);
@@ -103,12 +172,14 @@ Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, in
   return index;
 }
 
-ChannelBlocks channel_blocks(int64_t channels, int64_t stride, int64_t lines, int64_t rows, int64_t nnz) {
+ChannelBlocks channel_blocks(const Index& index, int64_t channels, int64_t stride, int64_t lines,
+                             int64_t phases) {
   constexpr int64_t kLineBytes = 64;
-  for (const int64_t budget : {kNear, kFar}) {
+  for (const int64_t budget : {near_bytes(), far_bytes()}) {
     const int64_t width = std::max<int64_t>(1, budget / (lines * kLineBytes));
     const int64_t count = (channels + width - 1) / width;
-    if (count <= 1 || nnz >= kShortest * rows * count) return {stride, width, std::max<int64_t>(1, count)};
+    if (count <= 1 || run_length(index, index.width / channels * width) >= kShortest * phases)
+      return {stride, width, std::max<int64_t>(1, count)};
   }
   return {stride, channels, 1};
 }
@@ -153,14 +224,15 @@ OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, 
   return lists;
 }
 
-std::vector<int64_t> equal_work(const int32_t* starts, int64_t rows, int64_t parts) {
+std::vector<int64_t> equal_work(const Index& index, int64_t parts) {
   // A row costs its active weights plus what it takes to write it.
   constexpr int64_t kWrite = 4;
-  const auto work = [&](int64_t row) { return starts[row] + kWrite * row; };
+  const int64_t rows = index.rows;
+  const auto work = [&](int64_t row) { return index.starts[row] + kWrite * row; };
   std::vector<int64_t> bounds{0};
   for (int64_t part = 1; part <= parts && bounds.back() < rows; ++part) {
-    int64_t row = bounds.back() + 1;
-    while (row < rows && (part == parts || work(row) * parts < work(rows) * part)) ++row;
+    int64_t row = bounds.back() + index.strip;
+    while (row < rows && (part == parts || work(row) * parts < work(rows) * part)) row += index.strip;
     bounds.push_back(row);
   }
   return bounds;

@@ -1,7 +1,9 @@
 // The active weights of one pass over blocked tensors, as the kernels read them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "check.h"
@@ -13,6 +15,8 @@ namespace fedsparse {
 struct Index {
   Tensor owner[3];
   int64_t rows, nnz;
+  int64_t strip;  // V, so that rows sV to sV + V - 1 have the same columns; 1 where they differ
+  int64_t width;  // columns of the weight
   const int32_t *starts, *cols, *perm;
 };
 
@@ -27,8 +31,10 @@ struct ChannelBlocks {
 };
 
 // So many channels at a time that the lines of one tile stay in the first-level cache, or in the second where
-// the rows are too short for that; `lines` is how many lines of one channel a tile reads.
-ChannelBlocks channel_blocks(int64_t channels, int64_t stride, int64_t lines, int64_t rows, int64_t nnz);
+// the rows are too short for that; `lines` is how many lines of one channel a tile reads, `phases` among
+// how many passes the columns are shared out.
+ChannelBlocks channel_blocks(const Index& index, int64_t channels, int64_t stride, int64_t lines,
+                             int64_t phases = 1);
 
 // Taps of all rows; those whose table entry is negative are left out.
 template <typename T>
@@ -56,13 +62,13 @@ struct OffsetLists {
 
 OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, const ChannelBlocks& plan);
 
-// Cuts the rows into at most `parts` runs of about equal work; returns their bounds.
-std::vector<int64_t> equal_work(const int32_t* starts, int64_t rows, int64_t parts);
+// Cuts the rows into at most `parts` runs of whole strips and about equal work; returns their bounds.
+std::vector<int64_t> equal_work(const Index& index, int64_t parts);
 
 // Calls body(part, first row, last row) for the runs, on torch's threads.
 template <typename Body>
-void over_rows(const int32_t* starts, int64_t rows, const Body& body) {
-  const std::vector<int64_t> bounds = equal_work(starts, rows, torch::stable::get_num_threads());
+void over_rows(const Index& index, const Body& body) {
+  const std::vector<int64_t> bounds = equal_work(index, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, static_cast<int64_t>(bounds.size()) - 1, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) body(part, bounds[part], bounds[part + 1]);
   });

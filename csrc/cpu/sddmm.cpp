@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "linear.h"
-#include "sample_scratch.h"
 
 namespace fedsparse {
 namespace {
@@ -10,31 +9,19 @@ namespace {
 template <typename T>
 void sample_linear(const Index& index, const Tensor& gy, const Tensor& x, Tensor& dvalues) {
   const int64_t blocks = blocks_of<T>(x.size(0)), chunk = std::min(kChunkBlocks, blocks);
-  const OffsetLists lists =
-      offset_lists(index, line_table<T>(x.size(1)), linear_blocks<T>(index, x.size(1), chunk));
+  const SampleRows<T> weight(index, line_table<T>(x.size(1)), linear_blocks<T>(index, x.size(1), chunk),
+                             out_ptr<T>(dvalues));
   const Tensor read = torch::stable::new_empty(x, {chunk * x.size(1) * kLanes<T>});
   const Tensor grads = torch::stable::new_empty(x, {chunk * gy.size(1) * kLanes<T>});
-  const SampleScratch<T> scratch(x, index);
-  Sample<T> s{lists.blocks(),
-              lists.data(),
-              in_ptr<T>(read),
-              x.size(1) * kLanes<T>,
-              in_ptr<T>(grads),
-              kLanes<T>,
-              gy.size(1) * kLanes<T>,
-              0,
-              1,
-              nullptr,
-              scratch.lines(),
-              out_ptr<T>(dvalues)};
+  Sample<T> s{
+      in_ptr<T>(read), x.size(1) * kLanes<T>, in_ptr<T>(grads), kLanes<T>, gy.size(1) * kLanes<T>, 0, 1};
   for (int64_t first = 0; first < blocks; first += chunk) {
     s.height = std::min(chunk, blocks - first);
     read_blocks(x, first, s.height, out_ptr<T>(read));
     read_blocks(gy, first, s.height, out_ptr<T>(grads));
-    over_rows(index.starts, index.rows, [&](int64_t part, int64_t begin, int64_t end) {
-      kernels<T>().sample(scratch.given(s, part), begin, end);
-    });
+    over_rows(index, [&](int64_t part, int64_t begin, int64_t end) { weight.add(s, part, begin, end); });
   }
+  weight.finish();
 }
 
 Tensor sddmm(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in) {

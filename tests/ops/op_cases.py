@@ -27,6 +27,7 @@ class Conv:
     padding: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     density: float | str = 0.3
+    granularity: int = 1
 
     @property
     def geometry(self) -> dict[str, tuple[int, int]]:
@@ -74,6 +75,21 @@ CONVS = {
     "two blocks of channels, stride 2": Conv(C=50, N=50, H=8, W=8, stride=(2, 2), density=0.9),
     "first block of channels empty": Conv(C=60, H=5, W=5, density="late"),
     "more active weights than sums fit": Conv(N=16, C=40, H=5, W=4, density=1.0),
+    "strips of 4": Conv(N=12, granularity=4),
+    "strips of 8, one image in the last block": Conv(N=24, B=17, H=8, W=8, granularity=8),
+    "strips of 16, width with every remainder": Conv(N=32, H=3, W=31, granularity=16),
+    "strips of 32, several rectangles": Conv(N=64, C=6, H=12, W=9, granularity=32),
+    "strips of 64 as pairs of 32": Conv(N=64, granularity=64),
+    "strips, several runs of entries": Conv(N=32, C=80, H=4, W=4, density=0.5, granularity=32),
+    "strips, odd entries": Conv(N=8, C=1, kernel=(1, 5), padding=(0, 2), density=1.0, granularity=8),
+    "strips, stride 2": Conv(N=16, C=6, stride=(2, 2), H=8, W=8, granularity=16),
+    "strips, kernel 7, stride 2": Conv(N=16, kernel=(7, 7), padding=(3, 3), stride=(2, 2), H=15, granularity=8),
+    "strips, dilation and stride": Conv(N=8, dilation=(2, 3), padding=(2, 3), stride=(2, 2), granularity=4),
+    "strips, pointwise": Conv(N=16, C=20, kernel=(1, 1), padding=(0, 0), granularity=16),
+    "strips, one percent": Conv(N=64, C=16, density=0.01, granularity=16),
+    "strips, one active column": Conv(N=16, density="one", granularity=8),
+    "strips, empty rows and columns": Conv(N=32, C=6, density="gaps", granularity=8),
+    "strips both ways": Conv(N=16, C=8, stride=(2, 2), density=1.0),
 }
 
 
@@ -85,6 +101,7 @@ class Linear:
     C: int = 11
     B: int = 3
     density: float | str = 0.3
+    granularity: int = 1
 
 
 LINEARS = {
@@ -103,11 +120,22 @@ LINEARS = {
     "nothing active": Linear(density=0.0),
     "one active weight": Linear(density="one"),
     "empty rows and columns": Linear(density="gaps"),
+    "strips of 4": Linear(N=12, granularity=4),
+    "strips of 16, one sample in the last block": Linear(N=32, C=33, B=17, granularity=16),
+    "strips of 32, two chunks of blocks": Linear(N=64, C=300, B=300, density=0.5, granularity=32),
+    "strips, one active column": Linear(N=16, density="one", granularity=8),
+    "strips both ways": Linear(N=16, C=32, B=20, density=1.0),
 }
 
 
-def random_mask(shape: tuple[int, ...], density: float | str, seed: int = 0) -> Tensor:
-    """A mask of that density; "one" has one true entry, "gaps" leaves odd rows and columns empty, "late" the first half."""
+def random_mask(shape: tuple[int, ...], density: float | str, seed: int = 0, granularity: int = 1) -> Tensor:
+    """A mask of that density; "one" has one true entry, "gaps" leaves odd rows and columns empty, "late" the first half.
+
+    With a granularity, all this is said of groups of so many rows.
+    """
+    if granularity > 1:
+        groups = random_mask((shape[0] // granularity, *shape[1:]), density, seed)
+        return groups.repeat_interleave(granularity, 0)
     generator = torch.Generator().manual_seed(seed)
     if density == "one":
         mask = torch.zeros(shape, dtype=torch.bool)
@@ -125,7 +153,7 @@ def random_mask(shape: tuple[int, ...], density: float | str, seed: int = 0) -> 
 def conv_operands(case: Conv, dtype: torch.dtype) -> tuple[Topology, Tensor, Tensor, Tensor]:
     """(topology, values, x, bias)."""
     generator = torch.Generator().manual_seed(1)
-    topology = Topology.from_mask(random_mask((case.N, case.C, *case.kernel), case.density))
+    topology = Topology.from_mask(random_mask((case.N, case.C, *case.kernel), case.density, 0, case.granularity))
     shapes = ((topology.nnz,), (case.B, case.C, case.H, case.W), (case.N,))
     return topology, *(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 
@@ -133,7 +161,7 @@ def conv_operands(case: Conv, dtype: torch.dtype) -> tuple[Topology, Tensor, Ten
 def linear_operands(case: Linear, dtype: torch.dtype) -> tuple[Topology, Tensor, Tensor, Tensor]:
     """(topology, values, x, bias)."""
     generator = torch.Generator().manual_seed(1)
-    topology = Topology.from_mask(random_mask((case.N, case.C), case.density))
+    topology = Topology.from_mask(random_mask((case.N, case.C), case.density, 0, case.granularity))
     shapes = ((topology.nnz,), (case.B, case.C), (case.N,))
     return topology, *(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 

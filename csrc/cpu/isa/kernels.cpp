@@ -2,64 +2,22 @@
 // the table at the foot has internal linkage, and no standard header with inline code is included: a function
 // shared with another object file could otherwise be linked in with instructions that this machine lacks.
 #include "../isa.h"
-
-#if defined(__clang__)
-#include <utility>
-#endif
+#include "../shuffle.h"
 
 namespace fedsparse {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-constexpr int kTilePixels = 16;  // accumulators of one tile; 32 registers
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-constexpr int kTilePixels = 8;  // 16 registers
-#else
-constexpr int kVectorBytes = 16;
-constexpr int kTilePixels = 8;
-#endif
-
-template <int Bytes>
-struct IntegerOf;
-template <>
-struct IntegerOf<4> {
-  typedef int32_t type;
-};
-template <>
-struct IntegerOf<8> {
-  typedef int64_t type;
-};
+// Lines that the accumulators of one tile hold: 16 vectors of 32 registers, or 8 of 16.
+constexpr int kTilePixels = kVectorSize == 64 ? 16 : kVectorSize == 32 ? 4 : 2;
 
 template <typename T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  typedef typename IntegerOf<sizeof(T)>::type index __attribute__((vector_size(kVectorBytes)));
-  typedef T loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-};
+using Vec = typename Vector<T>::type;
 template <typename T>
-using Vec = typename VectorOf<T>::type;
-
-template <typename T>
-constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
+constexpr int kWidth = Vector<T>::kWidth;
 template <typename T>
 constexpr int kLine = static_cast<int>(kLanes<T>);
-
 template <typename T>
-inline Vec<T> load(const T* from) {
-  return *reinterpret_cast<const typename VectorOf<T>::loose*>(from);
-}
-
-template <typename T>
-inline void store(T* to, Vec<T> v) {
-  *reinterpret_cast<typename VectorOf<T>::loose*>(to) = v;
-}
-
-template <typename T>
-inline Vec<T> broadcast(T value) {
-  return value - Vec<T>{};
-}
+constexpr int kParts = kLine<T> / kWidth<T>;  // vectors of one line
 
 // ---- tiles: rectangles of at most kTilePixels pixels that cover height x width
 // -----------------------------------
@@ -80,17 +38,20 @@ void band(const Tile& tile, int64_t height, int64_t x) {
   for (; y < height; ++y) tile.template run<1, TW>(y, x);
 }
 
-// Bands of 4 make the squarest rectangles, which read the fewest input pixels; maps too low for them take
-// wider bands, and bands of 7 serve the widths 7 and 14 of ImageNet's maps.
+// The squarest rectangles, which read the fewest input pixels; maps too low for them take wider bands, and
+// bands of 7 serve the widths 7 and 14 of ImageNet's maps.
 template <typename Tile>
 void cover(const Tile& tile, int64_t height, int64_t width) {
+  constexpr int kSide = kTilePixels >= 16 ? 4 : 2;
   int64_t x = 0;
-  if constexpr (kTilePixels >= 16)
+  if constexpr (kTilePixels >= 16) {
     for (; height < 2 && x + 16 <= width; x += 16) band<16>(tile, height, x);
-  const bool sevens = width % 7 == 0 && width % 4 != 0 && height * 7 >= kTilePixels / 2;
-  for (; sevens && x + 7 <= width; x += 7) band<7>(tile, height, x);
-  for (; height < kTilePixels / 4 && x + 8 <= width; x += 8) band<8>(tile, height, x);
-  for (; x + 4 <= width; x += 4) band<4>(tile, height, x);
+    const bool sevens = width % 7 == 0 && width % 4 != 0 && height >= 2;
+    for (; sevens && x + 7 <= width; x += 7) band<7>(tile, height, x);
+    for (; height < 4 && x + 8 <= width; x += 8) band<8>(tile, height, x);
+  }
+  if constexpr (kTilePixels >= 4)
+    for (; (kSide == 4 || height < 2) && x + 4 <= width; x += 4) band<4>(tile, height, x);
   for (; x + 2 <= width; x += 2) band<2>(tile, height, x);
   for (; x < width; ++x) band<1>(tile, height, x);
 }
@@ -101,6 +62,7 @@ void cover(const Tile& tile, int64_t height, int64_t width) {
 template <typename T>
 struct GatherTile {
   const Gather<T>& g;
+  const Taps<T>& all;
   int64_t row_begin, row_end;
 
   // All rows go by under one block of channels of one rectangle of pixels.
@@ -108,115 +70,50 @@ struct GatherTile {
   void run(int64_t y, int64_t x) const {
     const T* in = g.in + y * g.in_row + x * kLine<T>;
     T* out = g.out + y * g.out_row + x * g.out_col;
-    for (int64_t block = 0; block < g.blocks.count; ++block)
+    for (int64_t block = 0; block < all.blocks.count; ++block)
       for (int64_t row = row_begin; row < row_end; ++row) {
-        const int32_t* begin = g.blocks.begin + row * (g.blocks.count + 1) + block;
+        const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
         if (block > 0 && begin[0] == begin[1]) continue;
         const T bias = g.bias ? g.bias[row] : T(0);
-        for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
-          one<TH, TW>(g.taps + begin[0], g.taps + begin[1], block == 0, bias, in + lane,
-                      out + row * g.out_channel + lane);
+        one<TH, TW>(all.taps + begin[0], all.taps + begin[1], block == 0, bias, in,
+                    out + row * g.out_channel);
       }
   }
 
   // The accumulators stay in registers while the taps of one row stream by.
   template <int TH, int TW>
   inline void one(const Tap<T>* tap, const Tap<T>* end, bool first, T bias, const T* in, T* out) const {
-    const int64_t in_row = g.in_row, out_row = g.out_row, out_col = g.out_col;
-    Vec<T> sum[TH * TW];
-    if (first) {
+    constexpr int kAcross = TW * kParts<T>;  // vectors of one row of pixels
+    const int64_t out_row = g.out_row, out_col = g.out_col;
+    const T* rows[TH];
+    Vec<T> sum[TH][kAcross];
 #pragma GCC unroll 16
-      for (int p = 0; p < TH * TW; ++p) sum[p] = broadcast(bias);
-    } else {
+    for (int ty = 0; ty < TH; ++ty) {
+      rows[ty] = in + ty * g.in_row;
 #pragma GCC unroll 16
-      for (int p = 0; p < TH * TW; ++p) sum[p] = load(out + p / TW * out_row + p % TW * out_col);
+      for (int i = 0; i < kAcross; ++i)
+        sum[ty][i] = first ? broadcast(bias)
+                           : load(out + ty * out_row + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>);
     }
     for (; tap < end; ++tap) {
-      const T* line = in + tap->offset;
+      const int64_t offset = tap->offset;
       const Vec<T> value = broadcast(tap->value);
 #pragma GCC unroll 16
       for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-        for (int tx = 0; tx < TW; ++tx) sum[ty * TW + tx] += value * load(line + ty * in_row + tx * kLine<T>);
+        for (int i = 0; i < kAcross; ++i) sum[ty][i] += value * load(rows[ty] + offset + i * kWidth<T>);
     }
 #pragma GCC unroll 16
     for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-      for (int tx = 0; tx < TW; ++tx) store(out + ty * out_row + tx * out_col, sum[ty * TW + tx]);
+      for (int i = 0; i < kAcross; ++i)
+        store(out + ty * out_row + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>, sum[ty][i]);
   }
 };
 
 template <typename T>
-void gather(const Gather<T>& g, int64_t row_begin, int64_t row_end) {
-  cover(GatherTile<T>{g, row_begin, row_end}, g.height, g.width);
-}
-
-// ---- shuffles
-// ----------------------------------------------------------------------------------------------------
-
-// Lane j of the result is lane Lane::of(j) of a followed by b.
-#if defined(__clang__)
-template <typename Lane, typename T, int... J>
-inline Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b, std::integer_sequence<int, J...>) {
-  return __builtin_shufflevector(a, b, Lane::of(J)...);
-}
-template <typename Lane, typename T>
-inline Vec<T> shuffle(Vec<T> a, Vec<T> b) {
-  return shuffle_lanes<Lane, T>(a, b, std::make_integer_sequence<int, kWidth<T>>{});
-}
-#else
-template <typename Lane, typename T>
-inline Vec<T> shuffle(Vec<T> a, Vec<T> b) {
-  typename VectorOf<T>::index lanes;
-#pragma GCC unroll 16
-  for (int j = 0; j < kWidth<T>; ++j) lanes[j] = Lane::of(j);
-  return __builtin_shuffle(a, b, lanes);
-}
-#endif
-
-// Lanes of a where bit D of the lane number is clear, of b where it is set.
-template <int D, int Width>
-struct Straight {
-  static constexpr int of(int j) { return (j & D) ? Width + j : j; }
-};
-
-// The other half: a[j + D] where bit D of j is clear, b[j - D] where it is set.
-template <int D, int Width>
-struct Crossed {
-  static constexpr int of(int j) { return (j & D) ? Width + j - D : j + D; }
-};
-
-// The two halves of a transpose: the lanes with bit D clear of both, and those with it set.
-template <int D, int Width>
-struct Low {
-  static constexpr int of(int j) { return (j & D) ? Width + j - D : j; }
-};
-template <int D, int Width>
-struct High {
-  static constexpr int of(int j) { return (j & D) ? Width + j : j + D; }
-};
-
-// r[0] of the result holds, in lane j, the sum of the lanes of r[j].
-template <int D, typename T>
-inline void sum_lanes(Vec<T> (&r)[kWidth<T>]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < D; ++i)
-    r[i] = shuffle<Straight<D, kWidth<T>>, T>(r[i], r[i + D]) +
-           shuffle<Crossed<D, kWidth<T>>, T>(r[i], r[i + D]);
-  if constexpr (D > 1) sum_lanes<D / 2, T>(r);
-}
-
-// Swaps bit D of the row with bit D of the lane, for D and every smaller power of two: a transpose.
-template <int D, typename T>
-inline void transpose(Vec<T> (&r)[kWidth<T>]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth<T>; ++i) {
-    if (i & D) continue;
-    const Vec<T> a = r[i], b = r[i + D];
-    r[i] = shuffle<Low<D, kWidth<T>>, T>(a, b);
-    r[i + D] = shuffle<High<D, kWidth<T>>, T>(a, b);
-  }
-  if constexpr (D > 1) transpose<D / 2, T>(r);
+void gather(const Gather<T>& g, const Taps<T>& taps, int64_t row_begin, int64_t row_end) {
+  cover(GatherTile<T>{g, taps, row_begin, row_end}, g.height, g.width);
 }
 
 // ---- sample: gradient at the active weights
@@ -227,49 +124,53 @@ inline void transpose(Vec<T> (&r)[kWidth<T>]) {
 template <typename T>
 struct SampleTile {
   const Sample<T>& s;
+  const Places<T>& all;
   int64_t row_begin, row_end;
 
   template <int TH, int TW>
   void run(int64_t y, int64_t x) const {
     const T* in = s.in + y * s.in_row + x * kLine<T>;
     const T* grad = s.grad + y * s.grad_row + x * kLine<T>;
-    const int32_t origin = s.blocks.begin[row_begin * (s.blocks.count + 1)];
-    for (int64_t block = 0; block < s.blocks.count; ++block)
+    const int32_t origin = all.blocks.begin[row_begin * (all.blocks.count + 1)];
+    for (int64_t block = 0; block < all.blocks.count; ++block)
       for (int64_t row = row_begin; row < row_end; ++row) {
-        const int32_t* begin = s.blocks.begin + row * (s.blocks.count + 1) + block;
+        const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
         if (begin[0] == begin[1]) continue;
-        for (int lane = 0; lane < kLine<T>; lane += kWidth<T>)
-          one<TH, TW>(s.offsets + begin[0], s.offsets + begin[1], in + lane,
-                      grad + row * s.grad_channel + lane, s.scratch + (begin[0] - origin) * kWidth<T>);
+        one<TH, TW>(all.offsets + begin[0], all.offsets + begin[1], in, grad + row * s.grad_channel,
+                    all.scratch + (begin[0] - origin) * kWidth<T>);
       }
   }
 
   template <int TH, int TW>
   inline void one(const int32_t* offset, const int32_t* end, const T* in, const T* grad, T* sums) const {
-    Vec<T> held[TH * TW];
+    constexpr int kAcross = TW * kParts<T>;
+    Vec<T> held[TH][kAcross];
 #pragma GCC unroll 16
     for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-      for (int tx = 0; tx < TW; ++tx) held[ty * TW + tx] = load(grad + ty * s.grad_row + tx * kLine<T>);
-    constexpr int kGroup = kTilePixels / 2;
+      for (int i = 0; i < kAcross; ++i) held[ty][i] = load(grad + ty * s.grad_row + i * kWidth<T>);
+    constexpr int kGroup = kVectorSize == 64 ? 8 : 4;
     for (; offset + kGroup <= end; offset += kGroup, sums += kGroup * kWidth<T>)
-      few<TH, TW, kGroup>(offset, in, held, sums);
-    for (; offset < end; ++offset, sums += kWidth<T>) few<TH, TW, 1>(offset, in, held, sums);
+      few<TH, kAcross, kGroup>(offset, in, held, sums);
+    for (; offset < end; ++offset, sums += kWidth<T>) few<TH, kAcross, 1>(offset, in, held, sums);
   }
 
-  template <int TH, int TW, int G>
-  inline void few(const int32_t* offset, const T* in, const Vec<T> (&held)[TH * TW], T* sums) const {
+  template <int TH, int Across, int G>
+  inline void few(const int32_t* offset, const T* in, const Vec<T> (&held)[TH][Across], T* sums) const {
     const int64_t in_row = s.in_row;
+    const T* lines[G];
     Vec<T> sum[G];
 #pragma GCC unroll 16
-    for (int g = 0; g < G; ++g) sum[g] = load(sums + g * kWidth<T>);
+    for (int g = 0; g < G; ++g) {
+      lines[g] = in + offset[g];
+      sum[g] = load(sums + g * kWidth<T>);
+    }
 #pragma GCC unroll 16
     for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-      for (int tx = 0; tx < TW; ++tx)
+      for (int i = 0; i < Across; ++i)
 #pragma GCC unroll 16
-        for (int g = 0; g < G; ++g)
-          sum[g] += held[ty * TW + tx] * load(in + offset[g] + ty * in_row + tx * kLine<T>);
+        for (int g = 0; g < G; ++g) sum[g] += held[ty][i] * load(lines[g] + ty * in_row + i * kWidth<T>);
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) store(sums + g * kWidth<T>, sum[g]);
   }
@@ -293,17 +194,19 @@ void add_sums(const T* sums, int64_t count, T* gradient) {
 }
 
 template <typename T>
-void sample(const Sample<T>& s, int64_t row_begin, int64_t row_end) {
-  const auto begin = [&](int64_t row) { return s.blocks.begin[row * (s.blocks.count + 1)]; };
-  const auto end = [&](int64_t row) { return s.blocks.begin[row * (s.blocks.count + 1) + s.blocks.count]; };
+void sample(const Sample<T>& s, const Places<T>& all, T* gradient, int64_t row_begin, int64_t row_end) {
+  const auto begin = [&](int64_t row) { return all.blocks.begin[row * (all.blocks.count + 1)]; };
+  const auto end = [&](int64_t row) {
+    return all.blocks.begin[row * (all.blocks.count + 1) + all.blocks.count];
+  };
   // As many rows at a time as scratch holds the sums of.
   for (int64_t first = row_begin, last; first < row_end; first = last) {
     last = first + 1;
-    while (last < row_end && end(last) - begin(first) <= s.scratch_count) ++last;
+    while (last < row_end && end(last) - begin(first) <= all.scratch_count) ++last;
     const int64_t count = end(last - 1) - begin(first);
-    for (int64_t i = 0; i < count; ++i) store(s.scratch + i * kWidth<T>, Vec<T>{});
-    cover(SampleTile<T>{s, first, last}, s.height, s.width);
-    add_sums(s.scratch, count, s.gradient + begin(first));
+    for (int64_t i = 0; i < count; ++i) store(all.scratch + i * kWidth<T>, Vec<T>{});
+    cover(SampleTile<T>{s, all, first, last}, s.height, s.width);
+    add_sums(all.scratch, count, gradient + begin(first));
   }
 }
 
@@ -386,6 +289,10 @@ constexpr Kernels<T> table() {
 #define FEDSPARSE_NAME(name) FEDSPARSE_TEXT(name)
 
 extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {
-    FEDSPARSE_NAME(FEDSPARSE_ISA), table<float>(), table<double>(), {kTilePixels / 4, 4}, &fill_offsets};
+    FEDSPARSE_NAME(FEDSPARSE_ISA),
+    table<float>(),
+    table<double>(),
+    {kTilePixels >= 16 ? 4 : kTilePixels / 2, kTilePixels >= 16 ? 4 : 2},
+    &fill_offsets};
 
 }  // namespace fedsparse

@@ -1,0 +1,211 @@
+// Compiled once for each instruction set, like kernels.cpp and under the same rules: internal linkage but for
+// the table at the foot, no standard header with inline code.
+#include "../strips.h"
+
+#include "../shuffle.h"
+
+namespace fedsparse {
+namespace {
+
+constexpr int kRows = static_cast<int>(kQuad);
+
+template <typename T>
+using Vec = typename Vector<T>::type;
+template <typename T>
+constexpr int kWidth = Vector<T>::kWidth;
+template <typename T>
+constexpr int kLine = static_cast<int>(kLanes<T>);
+
+// Vectors of a line that are held at a time: all, where there are registers for four rows of them.
+template <typename T>
+constexpr int kParts = kLine<T> / kWidth<T> < 2 ? kLine<T> / kWidth<T> : 2;
+// Lines of one tile: with kRows rows, 16 accumulators of 32 registers, or 8 of 16.
+constexpr int kTile = kVectorSize == 64 ? 4 : 1;
+
+// First-level cache that the weights and the lines of one run of entries may take.
+constexpr int64_t kNear = 16 * 1024;
+
+// ---- gather ---------------------------------------------------------------------------------------------
+
+// One strip: a run of its entries at a time, so that its weights stay near while all pixels pass.
+template <typename T>
+struct StripGather {
+  const Gather<T>& g;
+  const Strips& strips;
+  const T* packed;
+
+  void strip(int64_t s) const {
+    const int64_t begin = strips.starts[s], end = strips.starts[s + 1];
+    const int64_t run =
+        kNear / (kLine<T> * static_cast<int64_t>(sizeof(T)) + strips.rows * static_cast<int64_t>(sizeof(T)));
+    int64_t first = begin;
+    do {
+      const int64_t last = end - first < 2 * run ? end : first + run;
+      for (int64_t y = 0; y < g.height; ++y) row(s, first, last, y);
+      first = last;
+    } while (first < end);
+  }
+
+  void row(int64_t s, int64_t first, int64_t last, int64_t y) const {
+    int64_t x = 0;
+    for (; x + kTile <= g.width; x += kTile) tile<kTile>(s, first, last, y, x);
+    for (; x < g.width; ++x) tile<1>(s, first, last, y, x);
+  }
+
+  template <int Lines>
+  void tile(int64_t s, int64_t first, int64_t last, int64_t y, int64_t x) const {
+    const int64_t begin = strips.starts[s], count = strips.starts[s + 1] - begin;
+    const T* const in = g.in + y * g.in_row + x * kLine<T>;
+    T* const out = g.out + s * strips.rows * g.out_channel + y * g.out_row + x * g.out_col;
+    for (int64_t row = 0; row < strips.rows; row += kRows) {
+      const T* weights = packed + begin * strips.rows + row * count + (first - begin) * kRows;
+      const T* bias = g.bias ? g.bias + s * strips.rows + row : nullptr;
+      for (int lane = 0; lane < kLine<T>; lane += kParts<T> * kWidth<T>)
+        quad<Lines>(strips.offsets + first, strips.offsets + last, weights, first == begin, bias, in + lane,
+                    out + row * g.out_channel + lane);
+    }
+  }
+
+  // Four rows of Lines pixels stay in registers while the entries stream by.
+  template <int Lines>
+  inline void quad(const int32_t* offset, const int32_t* end, const T* weights, bool fresh, const T* bias,
+                   const T* in, T* out) const {
+    constexpr int kAcross = Lines * kParts<T>;
+    const int64_t out_channel = g.out_channel, out_col = g.out_col;
+    Vec<T> sum[kRows][kAcross];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < kAcross; ++i)
+        sum[r][i] = fresh ? broadcast(bias ? bias[r] : T(0))
+                          : load(out + r * out_channel + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>);
+    for (; offset < end; ++offset, weights += kRows) {
+      const T* const line = in + *offset;
+      Vec<T> x[kAcross];
+#pragma GCC unroll 4
+      for (int i = 0; i < kAcross; ++i)
+        x[i] = load(line + i / kParts<T> * kLine<T> + i % kParts<T> * kWidth<T>);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<T> weight = broadcast(weights[r]);
+#pragma GCC unroll 4
+        for (int i = 0; i < kAcross; ++i) sum[r][i] += weight * x[i];
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < kAcross; ++i)
+        store(out + r * out_channel + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>, sum[r][i]);
+  }
+};
+
+template <typename T>
+void gather(const Gather<T>& g, const Strips& strips, const T* packed, int64_t strip_begin,
+            int64_t strip_end) {
+  const StripGather<T> all{g, strips, packed};
+  for (int64_t s = strip_begin; s < strip_end; ++s) all.strip(s);
+}
+
+// ---- sample ---------------------------------------------------------------------------------------------
+
+// Entries whose sums with four rows are held at a time, so that the sums of all lanes fill whole vectors.
+template <typename T>
+constexpr int kEntries = kWidth<T> < 2 * kRows ? 1 : kWidth<T> / kRows;
+
+// Lines of a rectangle of pixels, and rows whose gradients of it stay in the first-level cache.
+constexpr int64_t kTileLines = 16, kNearRows = 16;
+
+template <typename T>
+struct StripSample {
+  const Sample<T>& s;
+  const Strips& strips;
+  T* packed;
+
+  // A rectangle of pixels: where it begins in the input and in the gradient, and its size.
+  struct Rectangle {
+    const T *in, *grad;
+    int64_t height, width;
+  };
+
+  void rectangle(const Rectangle& r, int64_t strip) const {
+    const int64_t begin = strips.starts[strip], count = strips.starts[strip + 1] - begin;
+    for (int64_t near = 0; near < strips.rows; near += kNearRows) {
+      const int64_t far = near + kNearRows < strips.rows ? near + kNearRows : strips.rows;
+      for (int64_t j = 0; j < count; j += kEntries<T>)
+        for (int64_t row = near; row < far; row += kRows)
+          few(strips.offsets + begin + j, count - j, r, r.grad + (strip * strips.rows + row) * s.grad_channel,
+              packed + begin * strips.rows + row * count + j * kRows);
+    }
+  }
+
+  // kEntries entries (or the `left` last ones) by four rows.
+  inline void few(const int32_t* offsets, int64_t left, const Rectangle& r, const T* grad, T* sums) const {
+    constexpr int kSums = kRows * kEntries<T>;
+    const int64_t in_row = s.in_row, grad_row = s.grad_row, channel = s.grad_channel;
+    const int64_t span = r.width * kLine<T>;
+    const T* lines[kEntries<T>];
+#pragma GCC unroll 4
+    for (int e = 0; e < kEntries<T>; ++e) lines[e] = r.in + offsets[e < left ? e : 0];
+    Vec<T> sum[kSums];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) sum[i] = Vec<T>{};
+    for (int64_t y = 0; y < r.height; ++y, grad += grad_row) {
+      for (int64_t at = 0; at < span; at += kWidth<T>) {
+        Vec<T> held[kRows];
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row) {
+          held[row] = load(grad + row * channel + at);
+          hold(held[row]);
+        }
+#pragma GCC unroll 4
+        for (int e = 0; e < kEntries<T>; ++e) {
+          const Vec<T> x = load(lines[e] + at);
+#pragma GCC unroll 4
+          for (int row = 0; row < kRows; ++row) sum[e * kRows + row] += held[row] * x;
+        }
+      }
+#pragma GCC unroll 4
+      for (int e = 0; e < kEntries<T>; ++e) lines[e] += in_row;
+    }
+    T totals[kSums];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; i += kWidth<T>) {
+      Vec<T> lanes[kWidth<T>];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kWidth<T>; ++lane) lanes[lane] = sum[i + lane];
+      sum_lanes<kWidth<T> / 2, T>(lanes);
+      store(totals + i, lanes[0]);
+    }
+    const int64_t valid = (left < kEntries<T> ? left : kEntries<T>)*kRows;
+    for (int64_t i = 0; i < valid; ++i) sums[i] += totals[i];
+  }
+};
+
+template <typename T>
+void sample(const Sample<T>& s, const Strips& strips, T* packed, int64_t strip_begin, int64_t strip_end) {
+  const StripSample<T> all{s, strips, packed};
+  const int64_t width = s.width < 8 ? s.width : 8, height = kTileLines / width;
+  for (int64_t y = 0; y < s.height; y += height)
+    for (int64_t x = 0; x < s.width; x += width) {
+      const int64_t high = s.height - y < height ? s.height - y : height;
+      const int64_t wide = s.width - x < width ? s.width - x : width;
+      for (int64_t strip = strip_begin; strip < strip_end; ++strip)
+        all.rectangle(
+            {s.in + y * s.in_row + x * kLine<T>, s.grad + y * s.grad_row + x * kLine<T>, high, wide}, strip);
+    }
+}
+
+template <typename T>
+constexpr StripKernels<T> table() {
+  return {&gather<T>, &sample<T>};
+}
+
+}  // namespace
+
+#define FEDSPARSE_JOIN(a, b) a##b
+#define FEDSPARSE_TABLE(name) FEDSPARSE_JOIN(kStrips_, name)
+
+extern const StripTable FEDSPARSE_TABLE(FEDSPARSE_ISA) = {table<float>(), table<double>()};
+
+}  // namespace fedsparse
