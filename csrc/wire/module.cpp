@@ -1,9 +1,17 @@
 // Python bindings: buffers in, fresh arrays out, the GIL released while bytes are worked on.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "wire.h"
 
@@ -100,6 +108,120 @@ Array<int64_t> delta_decode(const Bytes& data, int64_t count, int64_t size) {
   return indices;
 }
 
+Bytes rice_encode(const Array<int64_t>& indices, int64_t size, int64_t length) {
+  if (length < 0) throw std::invalid_argument("a length cannot be below 0");
+  checked_size(size);
+  Bytes data(length);
+  const int64_t* in = indices.data();
+  const size_t count = indices.size();
+  uint8_t* out = data.mutable_data();
+  py::gil_scoped_release release;
+  wire::rice_encode(in, count, size, out, length);
+  return data;
+}
+
+// (bytes as LEB128 gaps, bytes as Rice-coded gaps)
+std::pair<size_t, size_t> coded_lengths(const Array<int64_t>& indices, int64_t size) {
+  const size_t delta = delta_length(indices, size);
+  const int64_t* in = indices.data();
+  const size_t count = indices.size();
+  py::gil_scoped_release release;
+  return {delta, wire::rice_length(in, count, size)};
+}
+
+Array<int64_t> rice_decode(const Bytes& data, int64_t count, int64_t size) {
+  const size_t length = data.size();
+  checked_size(size);
+  // Every index takes at least a bit, so the allocation is bounded by the bytes present.
+  if (count < 0 || static_cast<size_t>(count) > 8 * length)
+    throw std::invalid_argument(std::to_string(length) + " bytes cannot hold " + std::to_string(count) +
+                                " Rice-coded indices");
+  Array<int64_t> indices(count);
+  const uint8_t* in = data.data();
+  int64_t* out = indices.mutable_data();
+  py::gil_scoped_release release;
+  wire::rice_decode(in, length, count, size, out);
+  return indices;
+}
+
+// The lengths of consecutive segments must add up to `count`.
+void check_segments(const Array<int64_t>& lengths, size_t count) {
+  const int64_t* length = lengths.data();
+  size_t left = count;
+  for (py::ssize_t k = 0; k < lengths.size(); ++k) {
+    if (length[k] < 0 || static_cast<size_t>(length[k]) > left)
+      throw std::invalid_argument("segment " + std::to_string(k) + " has " + std::to_string(length[k]) +
+                                  " values where " + std::to_string(left) + " are left");
+    left -= length[k];
+  }
+  if (left != 0)
+    throw std::invalid_argument(std::to_string(left) + " of " + std::to_string(count) +
+                                " values belong to no segment");
+}
+
+// (int8 values, float32 scale of each segment)
+std::pair<Array<int8_t>, Array<float>> quantise(const Array<float>& values, const Array<int64_t>& lengths,
+                                                uint64_t seed) {
+  check_segments(lengths, values.size());
+  Array<int8_t> quantised(values.size());
+  Array<float> scales(lengths.size());
+  const float* in = values.data();
+  const int64_t* length = lengths.data();
+  const size_t segments = lengths.size();
+  int8_t* out = quantised.mutable_data();
+  float* scale = scales.mutable_data();
+  {
+    py::gil_scoped_release release;
+    size_t start = 0;
+    for (size_t k = 0; k < segments; start += length[k++])
+      scale[k] = wire::quantise(in + start, length[k], seed, start, out + start);
+  }
+  return {quantised, scales};
+}
+
+Array<float> dequantise(const Array<int8_t>& quantised, const Array<int64_t>& lengths,
+                        const Array<float>& scales) {
+  check_segments(lengths, quantised.size());
+  if (scales.size() != lengths.size()) throw std::invalid_argument("every segment needs one scale");
+  Array<float> values(quantised.size());
+  const int8_t* in = quantised.data();
+  const int64_t* length = lengths.data();
+  const float* scale = scales.data();
+  const size_t segments = lengths.size();
+  float* out = values.mutable_data();
+  py::gil_scoped_release release;
+  size_t start = 0;
+  for (size_t k = 0; k < segments; start += length[k++])
+    wire::dequantise(in + start, length[k], scale[k], out + start);
+  return values;
+}
+
+// The kernel may back a large, fresh buffer by large pages: 500 times fewer page faults while it is filled.
+void ask_for_large_pages([[maybe_unused]] char* data, [[maybe_unused]] size_t length) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 4096;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  if (length >= (size_t{1} << 22)) madvise(reinterpret_cast<void*>(start), length - page, MADV_HUGEPAGE);
+#endif
+}
+
+// b"".join for byte arrays.
+py::bytes join(const std::vector<Bytes>& chunks) {
+  size_t length = 0;
+  for (const Bytes& chunk : chunks) length += chunk.size();
+  py::bytes joined(static_cast<const char*>(nullptr), length);
+  char* out = PyBytes_AS_STRING(joined.ptr());
+  std::vector<std::pair<const uint8_t*, size_t>> spans;
+  for (const Bytes& chunk : chunks) spans.emplace_back(chunk.data(), chunk.size());
+  py::gil_scoped_release release;
+  ask_for_large_pages(out, length);
+  for (const auto& [data, size] : spans) {
+    if (size != 0) std::memcpy(out, data, size);
+    out += size;
+  }
+  return joined;
+}
+
 Bytes bits_from_indices(const Array<int64_t>& indices, int64_t size) {
   Bytes bits(bitmap_length(checked_size(size)));
   const int64_t* in = indices.data();
@@ -146,6 +268,14 @@ PYBIND11_MODULE(_wire, m) {
   m.def("delta_length", &delta_length, py::arg("indices").noconvert(), py::arg("size"));
   m.def("delta_encode", &delta_encode, py::arg("indices").noconvert(), py::arg("size"));
   m.def("delta_decode", &delta_decode, py::arg("data").noconvert(), py::arg("count"), py::arg("size"));
+  m.def("coded_lengths", &coded_lengths, py::arg("indices").noconvert(), py::arg("size"));
+  m.def("rice_encode", &rice_encode, py::arg("indices").noconvert(), py::arg("size"), py::arg("length"));
+  m.def("rice_decode", &rice_decode, py::arg("data").noconvert(), py::arg("count"), py::arg("size"));
+  m.def("quantise", &quantise, py::arg("values").noconvert(), py::arg("lengths").noconvert(),
+        py::arg("seed"));
+  m.def("dequantise", &dequantise, py::arg("quantised").noconvert(), py::arg("lengths").noconvert(),
+        py::arg("scales").noconvert());
+  m.def("join", &join, py::arg("chunks").noconvert());
   m.def("bits_from_indices", &bits_from_indices, py::arg("indices").noconvert(), py::arg("size"));
   m.def("indices_from_bits", &indices_from_bits, py::arg("bits").noconvert(), py::arg("size"),
         py::arg("count"));

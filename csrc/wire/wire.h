@@ -29,6 +29,19 @@ void delta_decode(const uint8_t* data, size_t length, size_t count, int64_t size
 void bits_from_indices(const int64_t* indices, size_t count, int64_t size, uint8_t* bits);
 void indices_from_bits(const uint8_t* bits, size_t length, int64_t size, size_t count, int64_t* indices);
 
+// The same indices by adaptive Golomb-Rice coding of their gaps: close to the entropy of a random mask. A gap
+// is its quotient by 2^k in unary (zeros, then a one), then its k low bits, lowest bit first; the last byte
+// is filled with zeros. `indices` must have passed `delta_length`.
+size_t rice_length(const int64_t* indices, size_t count, int64_t size);
+void rice_encode(const int64_t* indices, size_t count, int64_t size, uint8_t* out, size_t capacity);
+void rice_decode(const uint8_t* data, size_t length, size_t count, int64_t size, int64_t* indices);
+
+// Stochastic rounding to q in [-127, 127] with value ~ q * scale, scale = largest magnitude / 127, which is
+// returned. The draw at element i depends on (seed, first + i) only. Throws on a value that is not finite.
+float quantise(const float* values, size_t count, uint64_t seed, size_t first, int8_t* out);
+// Throws on q = -128 and on a scale that is negative or not finite.
+void dequantise(const int8_t* quantised, size_t count, float scale, float* values);
+
 // Whether no float of this bit pattern is infinite or NaN; `infinity` is the pattern of +inf.
 template <typename Bits>
 bool all_finite(const Bits* bits, size_t length, Bits infinity) {

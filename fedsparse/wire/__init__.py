@@ -1,16 +1,20 @@
 """The wire codec: named sections of values, masks and indices to checked, compact bytes, and back."""
 
 from fedsparse.wire.codec import HEADER, UNFOLD_LIMIT, Message, decode, encode, sizes
-from fedsparse.wire.dtypes import finite
+from fedsparse.wire.dtypes import Carrier, finite
 from fedsparse.wire.error import WireError
-from fedsparse.wire.sections import Bitmap, Indices, Masked, Pairs, Section, Values
-from fedsparse.wire.spec import BitmapSpec, IndicesSpec, MaskedSpec, PairsSpec, Spec, ValuesSpec
+from fedsparse.wire.kinds import Section
+from fedsparse.wire.quantised import Quantised
+from fedsparse.wire.sections import Bitmap, Indices, Masked, Pairs, Values
+from fedsparse.wire.spec import BitmapSpec, IndicesSpec, MaskedSpec, PairsSpec, Spec, TernarySpec, ValuesSpec
+from fedsparse.wire.ternary import Ternary
 
 __all__ = [
     "HEADER",
     "UNFOLD_LIMIT",
     "Bitmap",
     "BitmapSpec",
+    "Carrier",
     "Indices",
     "IndicesSpec",
     "Masked",
@@ -18,8 +22,11 @@ __all__ = [
     "Message",
     "Pairs",
     "PairsSpec",
+    "Quantised",
     "Section",
     "Spec",
+    "Ternary",
+    "TernarySpec",
     "Values",
     "ValuesSpec",
     "WireError",

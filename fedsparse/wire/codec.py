@@ -18,8 +18,12 @@ from fedsparse import _wire
 from fedsparse.wire import header, indexset
 from fedsparse.wire.dtypes import Array, convert
 from fedsparse.wire.error import WireError
-from fedsparse.wire.sections import BY_CODE, Bitmap, Indices, Layout, Masked, Pairs, Section, Values
+from fedsparse.wire.kinds import BY_CODE, UNFOLDING, Section
+from fedsparse.wire.layout import Layout
+from fedsparse.wire.quantised import Quantised
+from fedsparse.wire.sections import Bitmap, Indices, Masked, Pairs, Values
 from fedsparse.wire.spec import Spec, check_all
+from fedsparse.wire.ternary import Ternary
 
 # Bytes that masks coded by their indices may unfold to when no Spec vouches for their size.
 UNFOLD_LIMIT = 1 << 28
@@ -55,7 +59,7 @@ def encode(kind: str, round: int, sender: int, sections: Mapping[str, Section]) 
         table[name] = layout._replace(nbytes=sum(map(len, chunks)))
         payload += chunks
     start = header.write(kind, operator.index(round), operator.index(sender), table, checksum)
-    return b"".join([start, *(chunk.data for chunk in payload)])
+    return _wire.join([np.frombuffer(start, dtype=np.uint8), *payload])
 
 
 def decode(
@@ -112,7 +116,7 @@ def _check_unfolding(table: dict[str, Layout], expect: Mapping[str, Spec], limit
     unfolded = 0
     for name, layout in table.items():
         vouched = name in expect and expect[name].size is not None
-        if BY_CODE[layout.code] in (Bitmap, Masked) and layout.coding != indexset.BITMAP and not vouched:
+        if BY_CODE[layout.code] in UNFOLDING and layout.coding != indexset.BITMAP and not vouched:
             unfolded += layout.size
             if unfolded > limit:
                 raise WireError(
@@ -123,6 +127,10 @@ def _check_unfolding(table: dict[str, Layout], expect: Mapping[str, Spec], limit
 
 def _unpack(layout: Layout, data: Array) -> Section:
     kind = BY_CODE[layout.code]
+    if kind is Quantised:
+        return Quantised.unpack(layout, data)
+    if kind is Ternary:
+        return Ternary.unpack(layout, data)
     index_bytes = layout.nbytes - layout.value_bytes
     index_data, value_data = data[:index_bytes], data[index_bytes:]
     if kind is Values:

@@ -5,7 +5,7 @@ type.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ LEGAL_WIRES = {
     "float64": ("fp64", "fp32"),
     "int64": ("int64",),
 }
+Carrier = Literal["fp32", "fp16", "bf16", "int8"]
+"""How a model's float32 numbers may travel."""
 
 
 def as_array(values: Array | Tensor, argument: str) -> Array:
@@ -111,7 +113,10 @@ def convert(array: Array, source: Dtype, target: Dtype) -> Array:
     """Round `array` to `target` (nearest, ties to even); the same array if the types agree."""
     if source is target:
         return array
-    return as_array(to_tensor(array, source).to(target.torch), "values")
+    # numpy asks for large pages and torch does not: half the time of a conversion is else page faults
+    converted = np.empty(array.shape, dtype=target.numpy)
+    to_tensor(converted, target).copy_(to_tensor(array, source))
+    return converted
 
 
 def narrow(array: Array, source: Dtype, target: Dtype) -> Array:

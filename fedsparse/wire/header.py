@@ -27,7 +27,10 @@ import numpy as np
 from fedsparse import _wire
 from fedsparse.wire import dtypes, indexset
 from fedsparse.wire.error import WireError
-from fedsparse.wire.sections import BY_CODE, WITH_INDICES, WITH_VALUES, WITH_WIDTH, Layout
+from fedsparse.wire.kinds import BY_CODE, WITH_INDICES, WITH_VALUES, WITH_WIDTH
+from fedsparse.wire.layout import Layout
+from fedsparse.wire.quantised import SEGMENT_BYTES, Quantised
+from fedsparse.wire.ternary import Ternary
 
 MAGIC = b"FSPW"
 VERSION = 1
@@ -156,13 +159,22 @@ def _check(layout: Layout) -> Layout:
     if layout.width is not None and kind not in WITH_WIDTH:
         raise WireError(f"{kind.__name__} cannot have a width")
     index_bytes = layout.nbytes - layout.value_bytes
+    if kind is Quantised:
+        wanted = SEGMENT_BYTES * layout.size + layout.count
+        if layout.coding != indexset.NONE or layout.nbytes != wanted:
+            raise WireError(
+                f"{layout.count} quantised values in {layout.size} segments take {wanted} bytes, not {layout.nbytes}"
+            )
+        return layout
+    if kind is Ternary:
+        index_bytes -= indexset.bitmap_bytes(layout.count)
     if kind not in WITH_INDICES:
         if layout.coding != indexset.NONE or layout.size != 0:
             raise WireError(f"{kind.__name__} cannot have indices")
         if index_bytes != 0:
             raise WireError(f"its values take {layout.value_bytes} bytes, but {layout.nbytes} are announced")
         return layout
-    if layout.coding not in (indexset.BITMAP, indexset.DELTA, indexset.RAW):
+    if layout.coding not in indexset.CODINGS:
         raise WireError(f"unknown coding of indices {layout.coding}")
     if layout.size > indexset.MAX_SIZE:
         raise WireError(f"size {layout.size} exceeds 2^32")

@@ -1,7 +1,8 @@
 """Coding of a set of indices in [0, size), as a mask or as sorted indices, in its shortest form.
 
-Three codings: `BITMAP` takes size / 8 bytes; `DELTA` the LEB128 gaps between indices, about one byte an index
-down to 1 % density; `RAW` four bytes an index. Equal lengths: bitmap before raw before delta.
+Four codings: `BITMAP` takes size / 8 bytes; `RICE` adaptive Golomb-Rice codes of the gaps between indices, within a
+few percent of a random mask's entropy (5.8 bits an index at 5 % density, 8.1 at 1 %); `DELTA` the LEB128 gaps, shorter
+where gaps of very different size alternate; `RAW` four bytes an index. Equal lengths: bitmap, raw, delta, Rice.
 """
 
 from typing import Any
@@ -13,7 +14,8 @@ from fedsparse.wire.error import WireError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NONE, BITMAP, DELTA, RAW = 0, 1, 2, 3
+NONE, BITMAP, DELTA, RAW, RICE = 0, 1, 2, 3, 4
+CODINGS = (BITMAP, DELTA, RAW, RICE)
 MAX_SIZE = 1 << 32
 MAX_DELTA_BYTES = 5
 
@@ -25,16 +27,15 @@ def bitmap_bytes(size: int) -> int:
 
 def encode_indices(indices: Array, size: int) -> tuple[int, Array]:
     """(coding, bytes) of sorted int64 indices; ValueError names the first one that is out of place."""
-    lengths = {
-        BITMAP: bitmap_bytes(size),
-        RAW: 4 * len(indices),
-        DELTA: _wire.delta_length(indices, size),
-    }
+    delta, rice = _wire.coded_lengths(indices, size)
+    lengths = {BITMAP: bitmap_bytes(size), RAW: 4 * len(indices), DELTA: delta, RICE: rice}
     coding = min(lengths, key=lengths.__getitem__)
     if coding == BITMAP:
         return coding, _wire.bits_from_indices(indices, size)
     if coding == RAW:
         return coding, indices.astype("<u4").view(np.uint8)
+    if coding == RICE:
+        return coding, _wire.rice_encode(indices, size, rice)
     return coding, _wire.delta_encode(indices, size)
 
 
@@ -42,8 +43,8 @@ def encode_mask(mask: Array) -> tuple[int, int, Array]:
     """(coding, number of true elements, bytes) of a 1-D bool mask."""
     bits = _wire.pack_bits(mask.view(np.uint8))
     count = _wire.count_bits(bits)
-    # every index costs a byte or more, so a dense mask needs no second look
-    if count >= len(bits):
+    # gaps that average below 1 cost a bit and more for each element, so a dense mask needs no second look
+    if 2 * count >= len(mask):
         return BITMAP, count, bits
     coding, coded = encode_indices(_wire.indices_from_bits(bits, len(mask), count), len(mask))
     return coding, count, coded
@@ -57,6 +58,7 @@ def check_length(coding: int, length: int, size: int, count: int) -> None:
         BITMAP: (bitmap_bytes(size), bitmap_bytes(size)),
         DELTA: (count, MAX_DELTA_BYTES * count),
         RAW: (4 * count, 4 * count),
+        RICE: ((count + 7) // 8, 4 * count),
     }[coding]
     if not low <= length <= high:
         wanted = str(low) if low == high else f"{low} to {high}"
@@ -70,6 +72,8 @@ def decode_indices(coding: int, data: Array, size: int, count: int) -> Array:
         return _wire.indices_from_bits(data, size, count)
     if coding == DELTA:
         return _wire.delta_decode(data, count, size)
+    if coding == RICE:
+        return _wire.rice_decode(data, count, size)
     indices = data.view("<u4").astype(np.int64)
     _wire.delta_length(indices, size)
     return indices

@@ -1,4 +1,4 @@
-"""What a message is made of: five kinds of section, and the `Spec` a receiver holds them against.
+"""What a message is made of: values, masks and indices; `quantised` and `ternary` have the other kinds of section.
 
 Arrays may be numpy arrays or torch tensors of any device; a section keeps a C-contiguous numpy array, shared
 with the caller where possible, so it must not change before it is encoded. Decoded arrays are fresh and
@@ -9,7 +9,6 @@ type. Infinities and NaN are carried as they are.
 
 import operator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,36 +16,15 @@ from torch import Tensor
 from fedsparse.wire import indexset
 from fedsparse.wire.dtypes import BY_WIRE, Array, Dtype, as_array, dtype_of, legal_wire, narrow, to_tensor
 from fedsparse.wire.error import WireError
-
-
-class Layout(NamedTuple):
-    """A line of the table, one section; `width` is None for 1-D values, else the number of columns."""
-
-    code: int
-    dtype: Dtype | None = None
-    wire: Dtype | None = None
-    coding: int = indexset.NONE
-    size: int = 0
-    count: int = 0  # type: ignore[assignment]  # hides tuple.count
-    width: int | None = None
-    nbytes: int = 0
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of the values, which follow the indices."""
-        if self.wire is None:
-            return 0
-        return self.count * (1 if self.width is None else self.width) * self.wire.itemsize
-
-
-Packed = tuple[Layout, list[Array]]
+from fedsparse.wire.layout import Layout, Packed
 
 
 def _raw(array: Array) -> Array:
     return array.reshape(-1).view(np.uint8)
 
 
-def _keep(section: "Section", **fields: object) -> None:
+def keep(section: object, **fields: object) -> None:
+    """Set the fields of a frozen section."""
     for name, value in fields.items():
         object.__setattr__(section, name, value)
 
@@ -62,7 +40,7 @@ def _as_mask(mask: Array | Tensor) -> Array:
     array = as_array(mask, "mask")
     if array.ndim != 1 or array.dtype != np.bool_:
         raise WireError(f"mask must be a 1-D bool array, got {array.ndim}-D {array.dtype.name}")
-    _as_size(len(array))
+    as_size(len(array))
     return array
 
 
@@ -73,7 +51,8 @@ def _as_indices(indices: Array | Tensor) -> Array:
     return array
 
 
-def _as_size(size: int) -> int:
+def as_size(size: int) -> int:
+    """A legal number of elements; WireError on any other."""
     size = operator.index(size)
     if not 0 <= size <= indexset.MAX_SIZE:
         raise WireError(f"size must be in [0, 2^32], got {size}")
@@ -115,7 +94,7 @@ class Values(_WithValues):
 
     def __init__(self, array: Array | Tensor, wire: str | None = None) -> None:
         kept, wire = _as_values(array, wire, (1, 2))
-        _keep(self, array=kept, values=kept, wire=wire)
+        keep(self, array=kept, values=kept, wire=wire)
 
     @property
     def nbytes(self) -> int:
@@ -136,7 +115,7 @@ class Bitmap:
     mask: Array
 
     def __init__(self, mask: Array | Tensor) -> None:
-        _keep(self, mask=_as_mask(mask))
+        keep(self, mask=_as_mask(mask))
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +142,7 @@ class Pairs(_WithValues):
         positions = _as_indices(indices)
         if len(positions) != len(kept):
             raise WireError(f"{len(positions)} indices cannot be paired with {len(kept)} values")
-        _keep(self, indices=positions, values=kept, size=_as_size(size), wire=wire)
+        keep(self, indices=positions, values=kept, size=as_size(size), wire=wire)
 
     @property
     def nbytes(self) -> int:
@@ -186,7 +165,7 @@ class Indices:
     size: int
 
     def __init__(self, indices: Array | Tensor, size: int) -> None:
-        _keep(self, indices=_as_indices(indices), size=_as_size(size))
+        keep(self, indices=_as_indices(indices), size=as_size(size))
 
     @property
     def nbytes(self) -> int:
@@ -213,7 +192,7 @@ class Masked(_WithValues):
         count = int(np.count_nonzero(positions))
         if count != len(kept):
             raise WireError(f"a mask with {count} true elements cannot carry {len(kept)} values")
-        _keep(self, mask=positions, values=kept, wire=wire)
+        keep(self, mask=positions, values=kept, wire=wire)
 
     @property
     def nbytes(self) -> int:
@@ -225,10 +204,3 @@ class Masked(_WithValues):
         coding, count, coded = indexset.encode_mask(self.mask)
         layout = Layout(5, self.dtype, BY_WIRE[self.wire], coding, len(self.mask), count)
         return layout, [coded, self._coded_values()]
-
-
-Section = Values | Bitmap | Pairs | Indices | Masked
-BY_CODE: dict[int, type[Section]] = {1: Values, 2: Bitmap, 3: Pairs, 4: Indices, 5: Masked}
-WITH_VALUES = (Values, Pairs, Masked)
-WITH_INDICES = (Bitmap, Pairs, Indices, Masked)
-WITH_WIDTH = (Values, Pairs)

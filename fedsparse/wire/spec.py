@@ -9,7 +9,10 @@ from typing import ClassVar
 
 from fedsparse.wire.dtypes import DTYPES
 from fedsparse.wire.error import WireError
-from fedsparse.wire.sections import BY_CODE, Bitmap, Indices, Layout, Masked, Pairs, Section, Values
+from fedsparse.wire.kinds import BY_CODE, Section
+from fedsparse.wire.layout import Layout
+from fedsparse.wire.sections import Bitmap, Indices, Masked, Pairs, Values
+from fedsparse.wire.ternary import Ternary
 
 
 def _same(what: str, found: object, wanted: object) -> None:
@@ -28,7 +31,9 @@ class Spec:
 
     def check(self, layout: Layout) -> None:
         """Refuse (WireError) a section that announces another type, dtype or number."""
-        _same("type", BY_CODE[layout.code].__name__, self.section.__name__)
+        found = BY_CODE[layout.code]
+        if not issubclass(found, self.section):
+            _same("type", found.__name__, self.section.__name__)
         if self.size is not None:
             _same("size", layout.size, self.size)
 
@@ -51,8 +56,8 @@ def _legal_dtype(dtype: str | None) -> None:
 
 
 def _check_values(layout: Layout, dtype: str | None, width: int | None) -> None:
-    if dtype is not None and layout.dtype is not None:
-        _same("dtype", layout.dtype.name, dtype)
+    if dtype is not None:
+        _same("dtype", "float32" if layout.dtype is None else layout.dtype.name, dtype)
     _same("width", layout.width, width)
 
 
@@ -71,8 +76,15 @@ class IndicesSpec(_CountSpec):
 
 
 @dataclass(frozen=True)
+class TernarySpec(_CountSpec):
+    """Signs of `size` elements, `count` of them not 0."""
+
+    section = Ternary
+
+
+@dataclass(frozen=True)
 class ValuesSpec(Spec):
-    """Values of shape [size], or [size, width], that decode to `dtype`."""
+    """Values of shape [size], or [size, width], that decode to `dtype`; float32 ones may come quantised."""
 
     section = Values
     dtype: str | None = "float32"

@@ -11,10 +11,10 @@ from wire_samples import forge, one_of_each, reseal
 
 from fedsparse.wire import Bitmap, Section, Values, WireError, decode, encode, header, indexset, sizes
 from fedsparse.wire.dtypes import DTYPES
-from fedsparse.wire.sections import Layout
+from fedsparse.wire.layout import Layout
 
 FP32 = DTYPES["float32"]
-BITMAP, DELTA, RAW = indexset.BITMAP, indexset.DELTA, indexset.RAW
+BITMAP, DELTA, RAW, RICE = indexset.BITMAP, indexset.DELTA, indexset.RAW, indexset.RICE
 GOOD = encode("k", 0, 0, {"a": Values(np.ones(2, dtype=np.float32)), "b": Bitmap(np.ones(9, dtype=bool))})
 START = sizes(GOOD)[""]
 
@@ -110,6 +110,14 @@ SECTION_CASES: dict[str, tuple[bytes, str]] = {
     "delta rest": (indices(DELTA, 9, 2, b"\1\1\1"), "1 bytes follow the 2 delta-coded indices"),
     "delta long form": (indices(DELTA, 9, 1, b"\x83\0"), "the gap at position 0 is not coded in its shortest form"),
     "delta long gap": (indices(DELTA, 9, 2, b"\xff" * 6), "the gap at position 0 takes over five bytes"),
+    "rice claims": (
+        indices(RICE, 1 << 32, 1 << 31, bytes(3)),
+        "2147483648 indices among 4294967296 positions take 268435456 to 8589934592 bytes here, not 3",
+    ),
+    "rice range": (indices(RICE, 8, 2, b"\x71"), "the index at position 1 is outside [0, 8)"),
+    "rice early end": (indices(RICE, 1 << 20, 2, b"\x00\x00"), "Rice-coded indices end after 0 of 2"),
+    "rice rest": (indices(RICE, 8, 2, b"\x51\x00"), "bits follow the 2 Rice-coded indices"),
+    "rice padding": (indices(RICE, 8, 2, b"\xd1"), "bits follow the 2 Rice-coded indices"),
     "indices padding": (indices(BITMAP, 3, 1, b"\x08"), "the bitmap has padding bits set after its 3 bits"),
     "indices count": (indices(BITMAP, 3, 1, b"\x03"), "the bitmap has 2 bits set where 1 are announced"),
     "bitmap padding": (indices(BITMAP, 3, 1, b"\x81", code=2), "the bitmap has padding bits set after its 3 bits"),

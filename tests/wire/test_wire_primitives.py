@@ -35,6 +35,37 @@ def test_deltas_round_trip_and_their_length_is_known(chosen: set[int]) -> None:
     np.testing.assert_array_equal(_wire.delta_decode(coded, len(indices), 1 << 32), indices)
 
 
+@given(st.sets(st.one_of(st.integers(0, 300), st.integers(0, (1 << 32) - 1)), max_size=60))
+def test_rice_codes_round_trip_and_their_length_is_known(chosen: set[int]) -> None:
+    indices = np.array(sorted(chosen), dtype=np.int64)
+    delta, rice = _wire.coded_lengths(indices, 1 << 32)
+    assert delta == _wire.delta_length(indices, 1 << 32)
+    if rice < 1 << 20:  # one gap of 2^31 after small ones takes megabytes of zeros
+        coded = _wire.rice_encode(indices, 1 << 32, rice)
+        np.testing.assert_array_equal(_wire.rice_decode(coded, len(indices), 1 << 32), indices)
+        for wrong in (rice - 1, rice + 1):
+            with pytest.raises(ValueError, match=r"changed while|below 0"):
+                _wire.rice_encode(indices, 1 << 32, wrong)
+
+
+def test_rice_codes_by_hand() -> None:
+    """Size 8, count 2: the mean gap starts at 4, k = bit_width(0.48 * 4.5) = 2. Gap 0: quotient 0, '1', rest
+    '00'. The mean stays near 4. Gap 6: quotient 1, '01', rest 2, '01'. Lowest bit first: 100 01 01 -> 0b1010001."""
+    coded = _wire.rice_encode(np.array([0, 7]), 8, 1)
+    assert coded.tolist() == [0b1010001]
+
+
+@given(st.binary(max_size=40), st.integers(0, 200), st.sampled_from([0, 1, 9, 1000, 1 << 32]))
+def test_any_bytes_as_rice_codes_give_sorted_indices_or_a_refusal(data: bytes, count: int, size: int) -> None:
+    try:
+        indices = _wire.rice_decode(np.frombuffer(data, dtype=np.uint8), count, size)
+    except ValueError:
+        return
+    assert len(indices) == count
+    assert np.all(np.diff(indices, prepend=-1) > 0)
+    assert count == 0 or indices[-1] < size
+
+
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 5])
 def test_a_gap_grows_by_a_byte_at_every_seventh_bit(groups: int) -> None:
     below, above = (1 << 7 * groups) - 1, 1 << 7 * groups

@@ -122,7 +122,9 @@ def test_every_section_in_one_message_and_its_bytes_by_section() -> None:
         "sparse": 2,  # two gaps below 128, against 8 bytes of bitmap
         "far": 12,
         "near": 4,
-        "pairs": 2 + 24,  # bitmap of 9 bits, six float32
+        "pairs": 1 + 24,  # gaps 0 and 7 in a byte, six float32
+        "quantised": 3 * 8 + 4,
+        "ternary": 1 + 1,  # three gaps in a byte, three signs
         "masked": 1 + 16,
     }
 
@@ -210,10 +212,20 @@ def test_overhead_of_one_values_section_is_under_64_bytes() -> None:
     assert len(data) - 12_000_000 == sizes(data)[HEADER] < 64
 
 
-def test_a_mask_at_5_percent_density_costs_under_half_a_bitmap() -> None:
-    """One byte an index and a gap over 127 once in 700: 0.0501 bytes a weight against 0.125."""
-    mask = np.random.default_rng(0).random(1_000_000) < 0.05
-    assert mask.sum() <= Bitmap(mask).nbytes < 1.003 * mask.sum()
+@pytest.mark.parametrize("density", [0.3, 0.1, 0.05, 0.01, 0.001])
+def test_a_random_mask_costs_at_most_6_percent_over_its_entropy(density: float) -> None:
+    mask = np.random.default_rng(0).random(1_000_000) < density
+    p = mask.mean()
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) * len(mask) / 8
+    assert entropy < Bitmap(mask).nbytes < 1.06 * entropy
+
+
+def test_gaps_of_very_different_size_and_density_are_no_worse_than_the_other_codings() -> None:
+    """A dense layer before a very sparse one: the Rice parameter follows."""
+    rng = np.random.default_rng(0)
+    mask = np.concatenate([rng.random(10_000) < 0.4, rng.random(990_000) < 0.005])
+    apart = Bitmap(mask[:10_000]).nbytes + Bitmap(mask[10_000:]).nbytes
+    assert Bitmap(mask).nbytes < 1.02 * apart
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

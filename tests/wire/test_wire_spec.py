@@ -11,13 +11,14 @@ from fedsparse.wire import (
     MaskedSpec,
     PairsSpec,
     Spec,
+    TernarySpec,
     ValuesSpec,
     WireError,
     decode,
     encode,
     indexset,
 )
-from fedsparse.wire.sections import Layout
+from fedsparse.wire.layout import Layout
 
 FITS: dict[str, Spec] = {
     "values": ValuesSpec(4),
@@ -27,6 +28,8 @@ FITS: dict[str, Spec] = {
     "far": IndicesSpec(1 << 32, count=3),
     "near": IndicesSpec(),
     "pairs": PairsSpec(9, count=2, dtype="float64", width=3),
+    "quantised": ValuesSpec(4),
+    "ternary": TernarySpec(10, count=3),
     "masked": MaskedSpec(3, dtype=None),
 }
 

@@ -5,8 +5,8 @@ import struct
 import numpy as np
 
 from fedsparse import _wire
-from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Section, Values, header
-from fedsparse.wire.sections import Layout
+from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Quantised, Section, Ternary, Values, header
+from fedsparse.wire.layout import Layout
 
 
 def crc(data: bytes) -> int:
@@ -38,6 +38,8 @@ def one_of_each() -> dict[str, Section]:
         "far": Indices(far, 1 << 32),
         "near": Indices(np.array([1, 2, 200], dtype=np.int64), 1000),
         "pairs": Pairs(np.array([0, 8], dtype=np.int64), np.ones((2, 3)), 9, wire="fp32"),
+        "quantised": Quantised(np.array([127.0, -1.0, 0.0, 127.0], dtype=np.float32), [2, 1, 1]),
+        "ternary": Ternary(np.array([0, 1, -1, 0, 0, 0, 0, 0, 1, 0], dtype=np.int8)),
         "masked": Masked(np.array([True, False, True]), np.array([7, -7], dtype=np.int64)),
     }
 
