@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedsparse.wire import Carrier
+
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -89,9 +91,13 @@ class Train(Table):
 
 
 class Wire(Table):
-    """`[wire]`: how active weights are written into messages."""
+    """`[wire]`: how active weights are written into messages.
 
-    values: Literal["fp32", "fp16"] = "fp32"
+    `values`: float32, half precision ("fp16", "bf16"), or one byte ("int8", a scale for each parameter tensor, rounded
+    stochastically). In all but fp32 norm statistics and grown weights' gradients travel as bfloat16.
+    """
+
+    values: Carrier = "fp32"
 
 
 class Tables(Table):

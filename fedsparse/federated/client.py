@@ -18,7 +18,7 @@ from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
-from fedsparse.wire import Section
+from fedsparse.wire import Carrier, Section
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Client:
     data: Samples
     index: np.ndarray
     training: Training
-    wire: Literal["fp32", "fp16"] = "fp32"
+    wire: Carrier = "fp32"
     received: Mapping[str, Section] = field(default_factory=dict)
     optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")

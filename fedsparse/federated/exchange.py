@@ -2,6 +2,8 @@
 
 `parameters`: all parameters in the order of `model.parameters()`, a sparse layer's as its values [nnz], in one vector.
 `buffers`: the floating-point buffers (norm statistics) in one vector; index arrays and counters do not travel.
+Both narrow on the way as `wire` says; with "int8" the parameters do, each tensor with a scale of its own, and whatever
+else is half precision in any lossy mode travels as bfloat16, which has float32's range.
 `mask`: one bit a group of every sparse layer, in the order of `model.named_modules()`.
 """
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.pruning import active_groups, from_groups
-from fedsparse.wire import Bitmap, Section, Values
+from fedsparse.wire import Bitmap, Carrier, Quantised, Section, Values
 
 
 def parameters(model: nn.Module) -> Tensor:
@@ -31,6 +33,26 @@ def mask(model: nn.Module) -> Tensor:
     for name, start in offsets(model).items():
         bits[active_groups(sparse_layers(model)[name].topology).cpu() + start] = True
     return bits
+
+
+def sections(model: nn.Module, wire: Carrier, seed: int) -> dict[str, Section]:
+    """`parameters` and `buffers` of a model; `seed` decides how int8 values are rounded."""
+    return {
+        "parameters": narrowed(model, wire, seed),
+        "buffers": Values(buffers(model), wire=beside(wire)),
+    }
+
+
+def narrowed(model: nn.Module, wire: Carrier, seed: int) -> Values:
+    """The section `parameters` of a model."""
+    if wire == "int8":
+        return Quantised(parameters(model), [p.numel() for p in model.parameters()], seed)
+    return Values(parameters(model), wire=wire)
+
+
+def beside(wire: Carrier) -> Carrier:
+    """How float32 numbers travel that go beside the parameters: statistics, gradients."""
+    return "fp32" if wire == "fp32" else "bf16"
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -14,6 +13,7 @@ from fedsparse.data import Samples
 from fedsparse.federated.client import Training
 from fedsparse.federated.method import Method
 from fedsparse.federated.worker import Worker
+from fedsparse.wire import Carrier
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Experiment:
     """One run: a dense model, a method, clients' data, and how they train.
 
     model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
-    client. wire: dtype of parameters in both directions. public: samples that the server holds and pretrains the model
-    on for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
+    client. wire: how parameters travel both ways. public: samples that the server holds and pretrains the model on
+    for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
     of model and dataset).
     """
 
@@ -33,7 +33,7 @@ class Experiment:
     parts: Sequence[np.ndarray]
     training: Training = field(default_factory=Training)
     seed: int = 0
-    wire: Literal["fp32", "fp16"] = "fp32"
+    wire: Carrier = "fp32"
     public: np.ndarray | None = None
     pretrain_epochs: int = 1
     name: str = "run"

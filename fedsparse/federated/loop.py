@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsparse.federated import exchange
+from fedsparse.federated import mask_change
 from fedsparse.federated.artefacts import append_line, write_json
 from fedsparse.federated.client import Client, train
 from fedsparse.federated.errors import RunError
@@ -28,7 +28,7 @@ from fedsparse.federated.server import Server, evaluate
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
-from fedsparse.wire import Bitmap, Spec, Values, encode
+from fedsparse.wire import Spec, encode
 
 SERVER = -1
 
@@ -169,23 +169,18 @@ class Loop:
         return sorted(int(i) for i in generator.choice(len(self.experiment.parts), count, replace=False))
 
     def _send(self, t: int, sampled: Sequence[int]) -> None:
-        """The mask to whom lacks it, the weights to all; the worker decodes each once."""
-        server = self.server
+        """The mask, or its change, to whom lacks it, the weights to all; the worker decodes each once."""
         weights = encode("weights", t, SERVER, dict(self._weights(t)))
-        if server.mask_version:
-            behind = [id for id in sampled if server.known.get(id) != server.mask_version]
-            if behind:
-                mask = encode("mask", t, SERVER, {"mask": Bitmap(exchange.mask(server.model))})
+        if self.server.mask_version:
+            for mask, receivers in mask_change.messages(self.server, t, sampled):
                 self.workers.send(Tag.MASK, mask)
-                self.down += len(mask) * len(behind)
-            server.known.update(dict.fromkeys(behind, server.mask_version))
+                self.down += len(mask) * len(receivers)
         self.workers.send(Tag.WEIGHTS, weights)
         self.down += len(weights) * len(sampled)
 
     def _weights(self, t: int) -> Sections:
         return {
-            "parameters": Values(exchange.parameters(self.server.model), wire=self.experiment.wire),
-            "buffers": Values(exchange.buffers(self.server.model)),
+            **self.server.sections(t),
             **self.experiment.method.broadcast(self.server, t),
         }
 

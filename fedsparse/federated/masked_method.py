@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.method import Ask, Method, Sections
-from fedsparse.federated.seeds import torch_generator
+from fedsparse.federated.seeds import derive, torch_generator
 from fedsparse.nn import prunable
 from fedsparse.pruning import Distribution, masks_from_scores, score
-from fedsparse.wire import Bitmap, BitmapSpec, Section, Values
+from fedsparse.wire import Bitmap, BitmapSpec, Section
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -64,10 +64,7 @@ class MaskedMethod(Method):
         """Have the client with the most samples choose a mask that needs data."""
         if not server.names or self.initial not in ("snip", "grasp"):
             return
-        sections: dict[str, Section] = {
-            "parameters": Values(exchange.parameters(server.model), wire=server.wire),
-            "buffers": Values(exchange.buffers(server.model)),
-        }
+        sections = exchange.sections(server.model, server.wire, derive(server.seed, "wire/score_mask"))
         largest = max(range(len(server.samples)), key=lambda id: server.samples[id])
         size = exchange.mask_size(server.model, server.names, self.granularity)
         total = ask("score_mask", sections, {"mask": BitmapSpec(size=size)}, [largest])

@@ -44,7 +44,8 @@ from torch import Tensor, nn
 
 from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
-from fedsparse.wire import Section, Spec, Values, ValuesSpec
+from fedsparse.federated.seeds import derive
+from fedsparse.wire import Section, Spec, ValuesSpec
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -115,10 +116,7 @@ class Method:
 
     def report(self, client: Client) -> dict[str, Section]:
         """What the client sends: its parameters and buffers."""
-        return {
-            "parameters": Values(exchange.parameters(client.model), wire=client.wire),
-            "buffers": Values(exchange.buffers(client.model)),
-        }
+        return exchange.sections(client.model, client.wire, derive(client.seed, "wire", client.round, client.id))
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """What a report of round t must hold."""

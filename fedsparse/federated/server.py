@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from fedsparse.data import Samples
 from fedsparse.federated import exchange
 from fedsparse.federated.client import Training
 from fedsparse.federated.loss import cross_entropy
+from fedsparse.federated.seeds import derive
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.topology import Topology
+from fedsparse.wire import Carrier, Section, Values, decode, encode
 
 LOGITS = 2**23
 """The most logits that an evaluation holds at once: 32 MB."""
@@ -43,7 +45,7 @@ class Server:
     changed: float = 0.0
     input_dtype: torch.dtype = torch.float32
     training: Training = field(default_factory=Training)
-    wire: Literal["fp32", "fp16"] = "fp32"
+    wire: Carrier = "fp32"
 
     @property
     def layers(self) -> dict[str, SparseLayer]:
@@ -86,10 +88,15 @@ class Server:
         self.changed = grown / max(1, sum(layer.topology.nnz for layer in layers.values()))
         self.mask_version += grown + pruned > 0
 
-    def sent_values(self) -> dict[str, Tensor]:
-        """The values of each sparse layer as clients receive them, rounded as the wire rounds: copies, by name."""
-        wire = torch.float16 if self.wire == "fp16" else torch.float32
-        return {name: layer.values.detach().to(wire).float().clone() for name, layer in self.layers.items()}
+    def sections(self, t: int) -> dict[str, Section]:
+        """`parameters` and `buffers` as round t sends them."""
+        return exchange.sections(self.model, self.wire, derive(self.seed, "wire/weights", t))
+
+    def sent_values(self, t: int) -> dict[str, Tensor]:
+        """The values of each sparse layer as the clients of round t received them: copies, by name."""
+        sent = decode(encode("weights", t, -1, self.sections(t))).sections["parameters"]
+        values, _ = exchange.split_parameters(self.model, cast(Values, sent).tensor())
+        return {name: values[name].to(layer.values.device) for name, layer in self.layers.items()}
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Set weights and norm statistics from vectors."""

@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsparse.data import Samples
-from fedsparse.federated import exchange
+from fedsparse.federated import exchange, mask_change
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.seeds import derive
 from fedsparse.nn import SparseLayer, sparse_layers
 from fedsparse.topology import Topology
-from fedsparse.wire import Message, Values, decode, encode
+from fedsparse.wire import Bitmap, Carrier, Message, Values, decode, encode
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Worker:
     parts: Sequence[np.ndarray]
     training: Training
     seed: int
-    wire: Literal["fp32", "fp16"] = "fp32"
+    wire: Carrier = "fp32"
     weights: Message | None = None
     common: dict[str, Topology] = field(default_factory=dict)
     asked: Message | None = None
@@ -51,8 +50,12 @@ class Worker:
         self._start = {name: buffer.clone() for name, buffer in _counters(self.model).items()}
 
     def receive_mask(self, data: bytes) -> None:
-        """Take the masks of a `mask` message."""
-        exchange.load(self.model, decode(data).sections, self.names, self.method.granularity)
+        """Take the masks of a `mask` message, or their change."""
+        sections = decode(data).sections
+        if "base" in sections:
+            self._return_to_common_mask()
+            sections = {"mask": Bitmap(mask_change.apply(exchange.mask(self.model), sections))}
+        exchange.load(self.model, sections, self.names, self.method.granularity)
         self.common = {name: layer.topology for name, layer in sparse_layers(self.model).items()}
 
     def receive_weights(self, data: bytes) -> None:

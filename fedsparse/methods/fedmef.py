@@ -107,7 +107,8 @@ class FedMef(MaskedMethod):
         found = find_growth(client, self, counts, batches)
         groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
         gradients = torch.cat([found[name].gradients.cpu() for name in counts])
-        return sections | {"growth": Pairs(groups, gradients, exchange.group_count(client.model))}
+        wire, size = exchange.beside(client.wire), exchange.group_count(client.model)
+        return sections | {"growth": Pairs(groups, gradients, size, wire=wire)}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: exactly a_l pairs a layer."""
@@ -129,7 +130,7 @@ class FedMef(MaskedMethod):
     def update(self, server: Server, total: Total, t: int) -> None:
         """FedAvg over the common mask, then prune low_l, known from the weights sent, and grow the top a_l |g~|."""
         counts, topologies = self._counts(server.model, t), {}
-        sent = server.sent_values() if counts else {}
+        sent = server.sent_values(t) if counts else {}
         found = exchange.split_by_layer(server.model, *total.pairs("growth")) if counts else {}
         for name, count in counts.items():
             groups, g = found[name]

@@ -28,7 +28,7 @@ from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.method import Sections
 from fedsparse.nn import Growth, sparse_layers
 from fedsparse.pruning import group_sums, highest, lowest_preferring, with_groups, without_groups
-from fedsparse.wire import Bitmap, Pairs, PairsSpec, Section, Spec, Values
+from fedsparse.wire import Bitmap, Pairs, PairsSpec, Section, Spec, Ternary, Values
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -61,11 +61,10 @@ class FedSGC(ClientMasksMethod):
         server.state["direction"] = torch.zeros(groups * self.granularity, dtype=torch.int8)
 
     def broadcast(self, server: Server, t: int) -> dict[str, Section]:
-        """In an adjustment round: D, two bits a weight."""
+        """In an adjustment round: D, at most two bits a weight."""
         if not self.counts(server.model, t, server.training.rounds):
             return {}
-        direction = server.state["direction"]
-        return {"rising": Bitmap(direction > 0), "falling": Bitmap(direction < 0)}
+        return {"direction": Ternary(server.state["direction"])}
 
     def adjust(self, client: Client, counts: dict[str, int]) -> None:
         """Prune first where the weight moved against D, grow first where the gradient follows D."""
@@ -147,8 +146,8 @@ def _sign(numbers: Tensor) -> Tensor:
 
 def _directions(client: Client) -> dict[str, Tensor]:
     """D as the client received it: float32 of each layer's dense shape."""
-    rising, falling = (torch.as_tensor(cast(Bitmap, client.received[name]).mask) for name in ("rising", "falling"))
-    return coordinates.split(client.model, (rising.float() - falling.float()).to(client.device))
+    signs = torch.as_tensor(cast(Ternary, client.received["direction"]).signs)
+    return coordinates.split(client.model, signs.float().to(client.device))
 
 
 def _best_without(found: Growth, excluded: Tensor, count: int) -> Growth:

@@ -26,7 +26,7 @@ from fedsparse.federated import exchange
 from fedsparse.federated.errors import RunError
 from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.method import Ask, Method, Sections
-from fedsparse.federated.seeds import numpy_generator
+from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import prunable, sparse_layers, sparsify
 from fedsparse.pruning import (
     Rule,
@@ -92,7 +92,7 @@ class FedTiny(Method):
             candidate = sparsify(copy.deepcopy(server.model), masks=masks, granularity=self.granularity)
             weights: Sections = {
                 "mask": Bitmap(exchange.mask(candidate)),
-                "parameters": Values(exchange.parameters(candidate), wire=server.wire),
+                "parameters": exchange.narrowed(candidate, server.wire, derive(server.seed, "wire/candidate")),
             }
             if any(isinstance(m, Norm) for m in candidate.modules()):
                 expect: dict[str, Spec] = {"buffers": ValuesSpec(size=server.buffer_count, dtype="float32")}
@@ -161,7 +161,8 @@ class FedTiny(Method):
         found = find_growth(client, self, counts, batches)
         groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
         gradients = torch.cat([found[name].gradients.cpu() for name in counts])
-        return sections | {"growth": Pairs(groups, gradients, exchange.group_count(client.model))}
+        wire, size = exchange.beside(client.wire), exchange.group_count(client.model)
+        return sections | {"growth": Pairs(groups, gradients, size, wire=wire)}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: the pairs of the block, exactly a_l a layer."""

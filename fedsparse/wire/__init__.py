@@ -1,7 +1,7 @@
 """The wire codec: named sections of values, masks and indices to checked, compact bytes, and back."""
 
 from fedsparse.wire.codec import HEADER, UNFOLD_LIMIT, Message, decode, encode, sizes
-from fedsparse.wire.dtypes import Carrier, finite
+from fedsparse.wire.dtypes import Carrier, checksum, finite
 from fedsparse.wire.error import WireError
 from fedsparse.wire.kinds import Section
 from fedsparse.wire.quantised import Quantised
@@ -30,6 +30,7 @@ __all__ = [
     "Values",
     "ValuesSpec",
     "WireError",
+    "checksum",
     "decode",
     "encode",
     "finite",

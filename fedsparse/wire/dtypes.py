@@ -93,6 +93,11 @@ def finite(values: Array | Tensor) -> bool:
     return _finite(array, dtype_of(array, "values"))
 
 
+def checksum(array: Array | Tensor) -> int:
+    """CRC-32C over the array's bytes."""
+    return _wire.crc32c(as_array(array, "array").reshape(-1).view(np.uint8))
+
+
 def _finite(array: Array, dtype: Dtype) -> bool:
     if dtype.infinity is None:
         return True
