@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import fedsparse
 from fedsparse.cli.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from fedsparse.cli.folders import RunFolder
 
 app = typer.Typer(
     help="Federated learning with dynamic pruning in which the sparsity is real.",
@@ -54,7 +57,11 @@ Target = Annotated[
     typer.Option("--target", min=0.0, max=1.0, help="An accuracy; the table has what it took to reach it."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Run on that many MPI ranks of this machine.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of the run.")]
+HostFile = Annotated[
+    Path | None, typer.Option("--hostfile", exists=True, dir_okay=False, help="With --ranks: mpirun's list of hosts.")
+]
+Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Run on that many MPI ranks.")]
 AsFormat = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 
 
@@ -84,32 +91,80 @@ def run(
     quiet: Quiet = False,
     format: AsFormat = Format.table,
     ranks: Ranks = 1,
+    hostfile: HostFile = None,
 ) -> int:
     """Run one configuration, in this process or on the ranks of an MPI job (`--ranks N`, or started by mpirun)."""
+    from fedsparse.cli.folders import run_folder
     from fedsparse.comm.mpi import world_rank, world_size
     from fedsparse.config import load
-
-    checked = load(config, overrides or [], seed, data_dir)
-    if ranks > 1 and world_size() == 1:
-        from fedsparse.cli.ranks import start_on_ranks
-        from fedsparse.config.experiment import experiment_of
-
-        experiment_of(checked)
-        start_on_ranks(ranks, config, options_again(overrides, out, seed, data_dir, quiet, format), checked.threads)
-    if world_rank() > 0:
-        from fedsparse.cli import launch
-        from fedsparse.config.experiment import experiment_of
-
-        launch.work(checked, experiment_of(checked))
-        return 0
-    from fedsparse.cli import launch
-    from fedsparse.cli.folders import run_folder
     from fedsparse.config.experiment import experiment_of
 
+    checked = load(config, overrides or [], seed, data_dir)
     experiment = experiment_of(checked)
+    if world_rank() > 0:
+        return work(checked, experiment)
     folder = run_folder(out, checked.name, checked.seed)
-    result = launch.execute(checked, experiment, folder, quiet)
-    launch.draw([folder.path], folder.path, checked.name)
+    if ranks > 1 and world_size() == 1:
+        from fedsparse.cli.ranks import run_on_ranks
+
+        options = options_again(overrides, folder.path, seed, data_dir, quiet, format)
+        return run_on_ranks(ranks, hostfile, ["run", str(config), *options], folder, checked.threads)
+    return conduct(checked, experiment, folder, quiet, format)
+
+
+@app.command()
+def resume(
+    folder: RunDir,
+    rounds: Annotated[
+        int | None, typer.Option("--from", min=0, help="Go on after that many rounds [default: the newest checkpoint].")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    format: AsFormat = Format.table,
+    ranks: Ranks = 1,
+    hostfile: HostFile = None,
+) -> int:
+    """Go on with a run that was interrupted or killed, from its last checkpoint, as if it had never stopped."""
+    from fedsparse.cli import launch
+    from fedsparse.cli.folders import old_folder
+    from fedsparse.comm.mpi import world_rank, world_size
+    from fedsparse.config import reload
+    from fedsparse.config.experiment import experiment_of
+    from fedsparse.report.records import read_result
+
+    found = old_folder(folder)
+    checked = reload(folder / "config.json", data_dir)
+    experiment = experiment_of(checked)
+    if world_rank() > 0:
+        return work(checked, experiment)
+    result = read_result(folder / "result.json")
+    if result is not None and result["status"] == "complete" and rounds is None:
+        launch.show_one(result, folder, format is Format.json)
+        return 0
+    start = launch.checkpoint_of(checked, experiment, folder, rounds)
+    if ranks > 1 and world_size() == 1:
+        from fedsparse.cli.ranks import run_on_ranks
+
+        options = ["resume", str(folder), *([] if rounds is None else ["--from", str(rounds)])]
+        options += options_again(None, None, None, data_dir, quiet, format)
+        return run_on_ranks(ranks, hostfile, options, found, checked.threads)
+    return conduct(checked, experiment, found, quiet, format, start)
+
+
+def work(config: Any, experiment: Any) -> int:
+    """Be a worker rank."""
+    from fedsparse.cli import launch
+
+    launch.work(config, experiment)
+    return 0
+
+
+def conduct(config: Any, experiment: Any, folder: RunFolder, quiet: bool, format: Format, start: Any = None) -> int:
+    """Run into a folder, draw the report and show the result; the exit code."""
+    from fedsparse.cli import launch
+
+    result = launch.execute(config, experiment, folder, quiet, start)
+    launch.draw([folder.path], folder.path, config.name)
     launch.show_one(result, folder.path, format is Format.json)
     return 0 if result["status"] == "complete" else INTERRUPTED
 

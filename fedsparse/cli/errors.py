@@ -7,7 +7,7 @@ import errno
 from fedsparse.config import ConfigError
 from fedsparse.report.records import RecordError
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 3, 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -24,8 +24,10 @@ def as_failure(error: Exception) -> CommandError | None:
     """Return the sentence for errors that are the input's or the disk's; None for those that are our own mistakes."""
     if isinstance(error, ConfigError | RecordError):
         return CommandError(str(error))
-    if type(error).__name__ == "RunError":
-        return CommandError(str(error), FAILED)
+    if type(error).__name__ == "CheckpointError":
+        return CommandError(str(error))
+    if type(error).__name__ in ("RunError", "StoppedError"):
+        return CommandError(str(error), STOPPED if type(error).__name__ == "StoppedError" else FAILED)
     if isinstance(error, OSError) and error.errno in DISK:
         return CommandError(disk_sentence(error, str(error.filename or "the disk")), FAILED)
     return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +18,43 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder made for a run; `made` are the folders that did not exist before, the outermost first."""
+    """A folder made for a run; `made` are the folders that did not exist before, the outermost first.
+
+    `old`: it was there before, with what a run that is resumed left in it.
+    """
 
     path: Path
     made: tuple[Path, ...]
+    old: bool = False
 
     def discard(self) -> None:
         """Remove what was made, where the run never began."""
+        if self.old:
+            return
         for child in self.path.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
         for folder in reversed(self.made):
             if any(folder.iterdir()):
                 return
             folder.rmdir()
+
+
+def old_folder(path: Path) -> RunFolder:
+    """Return the folder of a run that was started before; CommandError where there is none."""
+    if not (path / "config.json").is_file():
+        raise CommandError(f"{path} holds no config.json, so it is no run's folder")
+    return RunFolder(path, (), old=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder, by a lock that ends with this process however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"{folder} is in use: its run is still going on in another process") from None
+        yield
 
 
 def run_folder(out: Path | None, name: str, seed: int) -> RunFolder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sentence
-from fedsparse.cli.folders import RunFolder, inner_folder
+from fedsparse.cli.folders import RunFolder, inner_folder, locked
 from fedsparse.cli.progress import progress
 from fedsparse.config import Config, ConfigError, load_several
 from fedsparse.config.sentences import shown
+from fedsparse.federated.checkpoint import CheckpointError
+from fedsparse.federated.errors import RunError, StoppedError
 from fedsparse.report import RecordError, read_runs, write_report
 from fedsparse.report.records import read_rounds, result_of
 
@@ -76,44 +80,85 @@ def naming(path: Path) -> Iterator[None]:
         raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool) -> Result:
+def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool, start: Any = None) -> Result:
     """Run an experiment into its folder and return its result, whose status tells whether it was interrupted.
 
-    A method that refuses its settings before the first round leaves no folder behind.
+    `start` is the checkpoint that it goes on from. A method that refuses its settings before the first round leaves no
+    folder behind.
     """
     import torch
 
+    torch.set_num_threads(config.threads)
+    try:
+        with locked(folder.path), interrupted_by_sigterm():
+            return carry_out(config, experiment, folder, quiet, start)
+    except RunError as error:
+        if not began(folder.path):
+            folder.discard()
+            raise
+        again = f"; `fedsparse resume {folder.path}` goes on" if isinstance(error, StoppedError) else ""
+        raise type(error)(f"{error}; its rounds so far are kept in {folder.path}{again}") from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise CommandError(
+            f"{disk_sentence(error, str(folder.path))}; its rounds so far are kept, and "
+            f"`fedsparse resume {folder.path}` goes on",
+            FAILED,
+        ) from None
+    except ValueError as error:
+        if began(folder.path) or isinstance(error, CheckpointError):
+            raise
+        folder.discard()
+        raise CommandError(f"method {config.method.name} cannot start: {error}", BAD_INPUT) from error
+
+
+def carry_out(config: Config, experiment: Any, folder: RunFolder, quiet: bool, start: Any) -> Result:
+    """Run in this process or as rank 0, showing progress; an interruption before the first round has a result too."""
     from fedsparse import federated
     from fedsparse.comm.mpi import world_size
     from fedsparse.federated.artefacts import write_json
-    from fedsparse.federated.errors import RunError
     from fedsparse.federated.ranks import run_on_ranks
 
-    torch.set_num_threads(config.threads)
     try:
-        write_json(folder.path / "config.json", config.as_dict())
+        if not folder.old:
+            write_json(folder.path / "config.json", config.as_dict())
         with progress(config.name, config.train.rounds, quiet) as on_round:
             if world_size() == 1:
-                return federated.run(experiment, folder.path, on_round)
-            return run_on_ranks(experiment, folder.path, on_round, deadline=config.deadline) or {}
+                return federated.run(experiment, folder.path, on_round, start=start)
+            return run_on_ranks(experiment, folder.path, on_round, start, deadline=config.deadline) or {}
     except KeyboardInterrupt:
         result = result_of(config.name, read_rounds(folder.path / "rounds.jsonl"), **known(config))
         write_json(folder.path / "result.json", result)
         return result
-    except RunError as error:
-        if (folder.path / "rounds.jsonl").exists():
-            raise RunError(f"{error}; its rounds so far are kept in {folder.path}") from None
-        folder.discard()
-        raise
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        raise CommandError(f"{disk_sentence(error, str(folder.path))}; its rounds so far are kept", FAILED) from None
-    except ValueError as error:
-        if (folder.path / "rounds.jsonl").exists():
-            raise
-        folder.discard()
-        raise CommandError(f"method {config.method.name} cannot start: {error}", BAD_INPUT) from error
+
+
+def began(folder: Path) -> bool:
+    """Tell whether a run has finished a round, so that there is something to keep."""
+    return (folder / "rounds.jsonl").exists()
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM, as batch systems send it, end a run like Ctrl-C: with its result so far."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def checkpoint_of(config: Config, experiment: Any, folder: Path, rounds: int | None) -> Any:
+    """Return the checkpoint to go on from, None where the run never began; CheckpointError for what does not fit."""
+    import torch
+
+    from fedsparse.federated.journal import resumable
+
+    torch.set_num_threads(config.threads)
+    return resumable(folder, experiment, rounds)
 
 
 def work(config: Config, experiment: Any) -> None:

@@ -4,25 +4,70 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
-from fedsparse.cli.errors import CommandError
+from fedsparse.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, CommandError
+from fedsparse.cli.folders import RunFolder
+from fedsparse.report.records import read_result
+
+OURS = (FAILED, BAD_INPUT, STOPPED, INTERRUPTED)
 
 
-def start_on_ranks(ranks: int, config: Path, options: list[str], threads: int) -> None:
-    """Replace this process by mpirun with `ranks` ranks of the same command; returns only by CommandError."""
+def run_on_ranks(ranks: int, hostfile: Path | None, words: list[str], folder: RunFolder, threads: int) -> int:
+    """Run a command of ours on `ranks` ranks and return its exit code.
+
+    Success is believed only where the result was written. Where MPI ended the job because a rank was lost, the exit
+    code is STOPPED and the sentence says how to go on.
+    """
     mpirun = find_mpirun()
     if mpirun is None:
+        folder.discard()
         raise CommandError("--ranks needs mpirun, which is not installed; pip install 'fedsparse[mpi]' brings it")
-    command = [mpirun, "--with-ft", "ulfm", "--bind-to", "none", "-n", str(ranks)]
-    command += [sys.executable, "-m", "fedsparse", "run", str(config), *options]
-    os.execve(mpirun, command, {**os.environ, **environment(threads)})
+    command = [mpirun, *flags(mpirun, hostfile, threads), "-n", str(ranks)]
+    command += [sys.executable, "-m", "fedsparse", *words]
+    code = supervise(command, {**os.environ, **environment(threads)})
+    result = read_result(folder.path / "result.json")
+    if code == 0 and result is not None:
+        return 0
+    if code in OURS:
+        if code == BAD_INPUT:
+            folder.discard()
+        return code
+    raise CommandError(
+        f"MPI ended the run (exit code {code}) because a rank was lost; its rounds so far are kept, and "
+        f"`fedsparse resume {folder.path}` goes on",
+        STOPPED,
+    )
+
+
+def supervise(command: list[str], environment: dict[str, str]) -> int:
+    """Run mpirun to its end; Ctrl-C reaches it by the terminal, SIGTERM by us."""
+    with subprocess.Popen(command, env=environment) as process:
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, terminate)
 
 
 def find_mpirun() -> str | None:
     """The mpirun beside this Python, else the one on the path."""
     return shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def flags(mpirun: str, hostfile: Path | None, threads: int) -> list[str]:
+    """What this mpirun must be told: to survive lost ranks where it can, to bind none, and where the hosts are."""
+    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+    if "Open MPI" in told or "PRRTE" in told:
+        found = ["--with-ft", "ulfm", "--bind-to", "none"]
+        hosts = [word for name in environment(threads) for word in ("-x", name)]
+        return found if hostfile is None else [*found, "--hostfile", str(hostfile), *hosts]
+    return ["-bind-to", "none"] if hostfile is None else ["-bind-to", "none", "-f", str(hostfile)]
 
 
 def environment(threads: int) -> dict[str, str]:

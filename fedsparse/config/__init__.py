@@ -4,7 +4,7 @@
 `fedsparse.config.experiment.experiment_of` looks at fields together and at what they name, and makes the experiment.
 """
 
-from fedsparse.config.load import from_tables, load, load_several
+from fedsparse.config.load import from_tables, load, load_several, reload
 from fedsparse.config.schema import Config, Data, Model, Partition, Train, Wire
 from fedsparse.config.sentences import ConfigError
 
@@ -19,4 +19,5 @@ __all__ = [
     "from_tables",
     "load",
     "load_several",
+    "reload",
 ]

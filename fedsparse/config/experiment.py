@@ -17,7 +17,7 @@ from fedsparse import data, models
 from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
-from fedsparse.federated import Experiment, Training
+from fedsparse.federated import Checkpoints, Experiment, Training
 from fedsparse.federated.seeds import derive, numpy_generator
 
 Splits = tuple[Samples, Samples]
@@ -48,6 +48,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         pretrain_epochs=config.train.pretrain_epochs,
         name=config.name,
         labels={"model": config.model.name, "dataset": config.data.name},
+        checkpoints=Checkpoints(**config.checkpoints.model_dump()),
     )
 
 

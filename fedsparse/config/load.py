@@ -74,6 +74,24 @@ def tables_of(
     return tables
 
 
+def reload(path: Path, data_dir: Path | None = None) -> Config:
+    """Return the configuration that a run wrote as JSON; `data_dir` replaces `data.dir`. Raises ConfigError."""
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON, so it was truncated or edited") from None
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path} is JSON but not an object")
+    if data_dir is not None:
+        set_key(tables, ["data", "dir"], str(data_dir), "--data-dir")
+    try:
+        return from_tables(tables)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def from_tables(tables: dict[str, Any]) -> Config:
     """Return the checked configuration of nested dicts, as TOML gives them.
 

@@ -31,9 +31,10 @@ def method_from(table: dict[str, Any]) -> Any:
 
 
 def refuse_mask_settings_of_dense(method: Any, settings: dict[str, Any]) -> None:
-    """Refuse settings of a mask where there is none: they would change nothing."""
+    """Refuse settings of a mask where there is none: they would change nothing. Written-out defaults pass."""
     if isinstance(method, MaskedMethod) and method.density == 1:
-        idle = [field.name for field in fields(MaskedMethod) if field.name != "density" and field.name in settings]
+        others = [field for field in fields(MaskedMethod) if field.name != "density"]
+        idle = [field.name for field in others if settings.get(field.name, field.default) != field.default]
         if idle:
             raise ConfigError(
                 f"method.{idle[0]} is {shown(settings[idle[0]])} but method.density is 1, so there is no mask; "

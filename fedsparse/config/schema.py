@@ -100,6 +100,13 @@ class Wire(Table):
     values: Carrier = "fp32"
 
 
+class Checkpoints(Table):
+    """`[checkpoints]`: rounds from one to the next (`every`, 0 for none), and how many of them stay (`keep`)."""
+
+    every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    keep: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+
+
 class Tables(Table):
     """All of a configuration but its `[method]`.
 
@@ -116,6 +123,7 @@ class Tables(Table):
     model: Model = Model()
     train: Train = Train()
     wire: Wire = Wire()
+    checkpoints: Checkpoints = Checkpoints()
 
 
 class Config(Tables):

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,19 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk know the names in a folder, so that a rename survives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -28,9 +38,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record as a line of JSON and flush it to the disk."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def append_line(path: Path, record: Mapping[str, Any], midway: Callable[[], None] = lambda: None) -> bytes:
+    """Append one record as a line of JSON, flush it to the disk and return it; `midway` is called within the line."""
+    line = (json.dumps(record) + "\n").encode()
+    with path.open("ab") as file:
+        file.write(line[: len(line) // 2])
+        file.flush()
+        midway()
+        file.write(line[len(line) // 2 :])
         file.flush()
         os.fsync(file.fileno())
+    return line

@@ -2,4 +2,8 @@
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, in one sentence: no usable report in a round, or no worker left."""
+    """A run that cannot go on, in one sentence: no usable report in a round."""
+
+
+class StoppedError(RunError):
+    """A run that something outside it stopped, and that can be resumed: workers lost, a quorum missed."""

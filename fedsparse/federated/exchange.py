@@ -27,6 +27,17 @@ def buffers(model: nn.Module) -> Tensor:
     return _flatten(_float_buffers(model))
 
 
+def counters(model: nn.Module) -> dict[str, Tensor]:
+    """The integer buffers of a model by name (batches that a norm has seen), but the index arrays of sparse layers."""
+    return {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if not isinstance(module, SparseLayer)
+        for key, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_floating_point()
+    }
+
+
 def mask(model: nn.Module) -> Tensor:
     """The masks of all sparse layers as one bool vector over groups, on the CPU."""
     bits = torch.zeros(group_count(model), dtype=torch.bool)

@@ -17,6 +17,18 @@ from fedsparse.wire import Carrier
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """every: rounds from one checkpoint to the next, 0 for none; keep: how many of them stay."""
+
+    every: int = 1
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(f"every is {self.every} and keep {self.keep}, but must be at least 0 and 1")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One run: a dense model, a method, clients' data, and how they train.
 
@@ -38,6 +50,7 @@ class Experiment:
     pretrain_epochs: int = 1
     name: str = "run"
     labels: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 def worker_of(experiment: Experiment) -> Worker:

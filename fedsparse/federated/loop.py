@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from fedsparse.federated import mask_change
-from fedsparse.federated.artefacts import append_line, write_json
+from fedsparse.federated import checkpoint, faults, mask_change
+from fedsparse.federated.artefacts import write_json
+from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
 from fedsparse.federated.errors import RunError
 from fedsparse.federated.experiment import Experiment, worker_of
+from fedsparse.federated.journal import Journal
 from fedsparse.federated.meter import multiply_adds
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.result import Record, mean_of, perplexity, result_of
@@ -28,7 +31,7 @@ from fedsparse.federated.server import Server, evaluate
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
-from fedsparse.wire import Spec, encode
+from fedsparse.wire import Bitmap, Spec, encode
 
 SERVER = -1
 
@@ -38,29 +41,38 @@ def run(
     out: Path | None = None,
     on_round: Callable[[Record], None] | None = None,
     workers: Callable[[Experiment], Workers] | None = None,
+    start: Checkpoint | None = None,
 ) -> Record:
-    """Run to the last round and return the result; with `out`, write rounds.jsonl and, last, result.json there.
+    """Run to the last round and return the result.
 
-    `on_round` is called with each round's record. `workers` makes who does the clients' work: by default this
-    process alone (`fedsparse.federated.ranks` has the other way). Ctrl-C ends the run after what is done, status
-    "interrupted".
+    With `out`, write rounds.jsonl, checkpoints and, last, result.json there. `on_round` is called with each round's
+    record. `workers` makes who does the clients' work: by default this process alone (`fedsparse.federated.ranks` has
+    the other way). `start` is what `journal.resumable` found in `out`: the run goes on from there, bit for bit as if it
+    had never stopped. Ctrl-C ends the run after what is done, status "interrupted".
     """
     loop = Loop(experiment, workers)
-    started = time.perf_counter()
+    begun = time.perf_counter() - (start.facts["seconds"] if start is not None else 0.0)
     status = "complete"
     try:
-        loop.open()
-        for t in range(experiment.training.rounds):
+        journal = None if out is None else Journal(out, experiment, start)
+        if journal is not None and start is not None:
+            loop.restore(start, journal.records)
+        else:
+            loop.open()
+            if journal is not None:
+                journal.save(loop, time.perf_counter() - begun)
+        for t in range(len(loop.records), experiment.training.rounds):
             record = loop.round(t)
-            if out is not None:
-                append_line(out / "rounds.jsonl", record)
+            if journal is not None:
+                journal.append(record)
+                journal.save(loop, time.perf_counter() - begun)
             if on_round is not None:
                 on_round(record)
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
         loop.workers.close()
-    result = loop.result(status, time.perf_counter() - started)
+    result = loop.result(status, time.perf_counter() - begun)
     if out is not None:
         write_json(out / "result.json", result)
     return result
@@ -105,6 +117,7 @@ class Loop:
             holder = Client(SERVER, 0, experiment.seed, server.model, experiment.train, experiment.public, training)
             train(holder, Method())
         method.start(server)
+        faults.reach("open", 0)
         method.probe(server, self.ask)
         self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
         self.opening["rejected"] = self._rejected
@@ -134,6 +147,7 @@ class Loop:
             before = (0, 0)
             self.server.changed = 0.0
         sampled = self._sample(t)
+        faults.reach("send", t)
         self._send(t, sampled)
         expect = self.experiment.method.expect(self.server, t)
         total = Total(self._samples(sampled))
@@ -143,9 +157,26 @@ class Loop:
             self._accept(total, done, "report", t, expect)
         if not total.clients:
             raise RunError(f"round {t} has no report that can be used: {self._rejected[-1]['reason']}")
+        faults.reach("update", t)
         self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
         return self._record(t, total, work, seconds, before)
+
+    def state(self) -> tuple[dict[str, Tensor], Facts]:
+        """What a checkpoint holds beside the records: tensors, and facts that JSON holds."""
+        facts = {"down": self.down, "up": self.up, "opening": self.opening, "mask_version": self.server.mask_version}
+        return checkpoint.tensors_of(self.server), facts
+
+    def restore(self, start: Checkpoint, records: list[Record]) -> None:
+        """Take the place of `open` and of the rounds that a checkpoint holds."""
+        checkpoint.restore(self.server, start.tensors)
+        self.server.mask_version = start.facts["mask_version"]
+        self.down, self.up, self.opening = start.facts["down"], start.facts["up"], start.facts["opening"]
+        self.records = records
+        if mask_change.MASK in self.server.state:
+            # The clients have it and are not charged again, but the processes that stand for them are new.
+            mask = Bitmap(self.server.state[mask_change.MASK])
+            self.workers.send(Tag.MASK, encode("mask", len(records), SERVER, {"mask": mask}))
 
     def result(self, status: str, total_seconds: float) -> Record:
         """What a run says of itself; every cost in it was measured."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedsparse.comm.mpi import Link
+from fedsparse.federated.checkpoint import Checkpoint
 from fedsparse.federated.errors import RunError
 from fedsparse.federated.experiment import Experiment, worker_of
 from fedsparse.federated.loop import run
@@ -20,6 +21,7 @@ def run_on_ranks(
     experiment: Experiment,
     out: Path | None = None,
     on_round: Callable[[Record], None] | None = None,
+    start: Checkpoint | None = None,
     deadline: float = 600.0,
     patience: float = 3600.0,
 ) -> Record | None:
@@ -37,7 +39,7 @@ def run_on_ranks(
                 atexit.register(link.leave, 0)
             return None
         samples = [len(part) for part in experiment.parts]
-        result = run(experiment, out, on_round, lambda _: MPIWorkers(link, samples, deadline))
+        result = run(experiment, out, on_round, lambda _: MPIWorkers(link, samples, deadline), start)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _fail(link)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.data import Samples
-from fedsparse.federated import exchange, mask_change
+from fedsparse.federated import exchange, faults, mask_change
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.seeds import derive
-from fedsparse.nn import SparseLayer, sparse_layers
+from fedsparse.nn import sparse_layers
 from fedsparse.topology import Topology
 from fedsparse.wire import Bitmap, Carrier, Message, Values, decode, encode
 
@@ -47,7 +47,7 @@ class Worker:
     _start: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._start = {name: buffer.clone() for name, buffer in _counters(self.model).items()}
+        self._start = {name: buffer.clone() for name, buffer in exchange.counters(self.model).items()}
 
     def receive_mask(self, data: bytes) -> None:
         """Take the masks of a `mask` message, or their change."""
@@ -72,10 +72,13 @@ class Worker:
         """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
         with self.peak.measure(self.model), self._draws_of("train", id):
             client = self._client(id)
+            faults.reach("train", client.round)
             train(client, self.method)
             sections = self.method.report(client)
         facts = np.array([client.samples, client.loss], dtype=np.float64)
-        return encode("report", client.round, id, {"facts": Values(facts), **sections})
+        report = encode("report", client.round, id, {"facts": Values(facts), **sections})
+        faults.reach("report", client.round)
+        return faults.spoil(report, client.round)
 
     def perform(self, task: str, id: int) -> bytes:
         """Run the method's function `task` on one client, as `Method.probe` asks, and return its encoded answer."""
@@ -107,7 +110,7 @@ class Worker:
 
     def _reset_counters(self) -> None:
         """Set integer buffers, as the number of batches that a norm has seen, to what they were at the start."""
-        for name, buffer in _counters(self.model).items():
+        for name, buffer in exchange.counters(self.model).items():
             buffer.copy_(self._start.setdefault(name, buffer.clone()))
 
     def _return_to_common_mask(self) -> None:
@@ -115,14 +118,3 @@ class Worker:
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
             if name in self.common and layer.cols is not self.common[name].cols:
                 layer.set_topology(self.common[name])
-
-
-def _counters(model: nn.Module) -> dict[str, Tensor]:
-    """The integer buffers of a model but the index arrays of its sparse layers."""
-    return {
-        f"{name}.{key}": buffer
-        for name, module in model.named_modules()
-        if not isinstance(module, SparseLayer)
-        for key, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_floating_point()
-    }

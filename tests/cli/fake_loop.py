@@ -18,7 +18,7 @@ class FakeLoop:
         self.fail_at = 0
         self.seen: list[Any] = []
 
-    def __call__(self, experiment: Any, out: Path, on_round: OnRound) -> dict[str, Any]:
+    def __call__(self, experiment: Any, out: Path, on_round: OnRound, start: Any = None) -> dict[str, Any]:
         self.seen.append(experiment)
         rounds = []
         for t in range(experiment.training.rounds):

@@ -92,10 +92,57 @@ def limit_files() -> None:
 def test_a_full_disk_ends_the_run_with_one_sentence(folder: Path, environment: dict[str, str]) -> None:
     """Files of at most 3000 bytes hold the configuration and some rounds, but not 100."""
     done = subprocess.run(
-        command("run", "trial.toml", "--out", "out", "--quiet", "--set", "train.rounds=100"),
+        command("run", "trial.toml", "--out", "out", "--quiet", "--set", "train.rounds=100", "--set", "checkpoints.every=0"),
         cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False, preexec_fn=limit_files,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "error: out cannot be written: the disk is full; its rounds so far are kept\n"
+    assert done.stderr == (
+        "error: out cannot be written: the disk is full; its rounds so far are kept, and `fedsparse resume out` goes on\n"
+    )
     assert (folder / "out" / "rounds.jsonl").read_text().count("\n") >= 1
     assert not (folder / "out" / "result.json").exists()
+
+
+def records(run: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "client_seconds")} for line in lines]
+
+
+def weights(run: Path) -> bytes:
+    return sorted((run / "checkpoints").glob("*.safetensors"))[-1].read_bytes()
+
+
+def test_a_killed_run_resumes_to_what_an_undisturbed_one_gives(folder: Path, environment: dict[str, str]) -> None:
+    def fedsparse(*arguments: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=folder, env=environment | {"FEDSPARSE_FAULT": fault}, capture_output=True,
+            text=True, timeout=100, check=False,
+        )  # fmt: skip
+
+    killed = fedsparse("run", "trial.toml", "--out", "cut", "-q", fault="0:1:update:kill")
+    assert killed.returncode == -9
+    assert not (folder / "cut" / "result.json").exists()
+    config = folder / "cut" / "config.json"
+    kept = config.read_text()
+    config.write_text(kept.replace('"lr": 0.05', '"lr": 0.5'))
+    refused = fedsparse("resume", "cut")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "training.lr is 0.5 but was 0.05" in refused.stderr
+    config.write_text(kept)
+    resumed = fedsparse("resume", "cut", "--format", "json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert fedsparse("run", "trial.toml", "--out", "whole", "-q").returncode == 0
+    assert records(folder / "cut") == records(folder / "whole")
+    assert weights(folder / "cut") == weights(folder / "whole")
+    assert (folder / "cut" / "report.html").exists()
+    again = fedsparse("resume", "cut")
+    assert (again.returncode, again.stderr) == (0, ""), "a complete run is shown again"
+
+
+def test_what_is_no_run_is_not_resumed(folder: Path, environment: dict[str, str]) -> None:
+    (folder / "empty").mkdir()
+    done = subprocess.run(
+        command("resume", "empty"), cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: empty holds no config.json, so it is no run's folder\n"

@@ -174,7 +174,10 @@ def test_a_full_disk_gets_one_sentence(here: Path, fake_loop: FakeLoop, capsys: 
     fake_loop.failure, fake_loop.fail_at = OSError(errno.ENOSPC, "No space left on device"), 1
     assert main(["run", "pair/dense.toml", "-q"]) == 1
     out, err = capsys.readouterr()
-    assert err == "error: runs/dense-3-1 cannot be written: the disk is full; its rounds so far are kept\n"
+    assert err == (
+        "error: runs/dense-3-1 cannot be written: the disk is full; its rounds so far are kept, and "
+        "`fedsparse resume runs/dense-3-1` goes on\n"
+    )
     assert out == ""
     assert (here / "runs" / "dense-3-1" / "rounds.jsonl").exists()
 

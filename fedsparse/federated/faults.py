@@ -1,0 +1,121 @@
+"""Faults on purpose: FEDSPARSE_FAULT=rank:round:point:kind makes one process fail at one point of one round, once.
+
+Points, in the order in which a round passes them; the first three on whoever works, the others on rank 0:
+
+| point | when |
+| --- | --- |
+| train | before a client trains |
+| report | when its report is encoded; the kinds that spoil it spoil it here |
+| answer | when a rank sends the report |
+| open | during what precedes round 0, before the method's probe |
+| send | before the weights are sent |
+| update | after the last report, before the method's update |
+| record | before the round is written into rounds.jsonl |
+| line | in the middle of that line |
+| tensors | before the checkpoint's tensors are written |
+| manifest | between these and its manifest |
+| prune | before older checkpoints are deleted |
+
+Kinds: kill (SIGKILL), stop (SIGSTOP), raise, exit0 (leave with success at once), slow or slow=SECONDS (sleep, else 5),
+full (the disk is full); of reports also garbage (random bytes), nan, wrong-shape, stale (the round before); of answers
+duplicate (sent twice) and garbage. Without the variable nothing of this happens.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from fedsparse.comm.mpi import world_rank
+from fedsparse.wire import Section, Values, decode, encode
+
+VARIABLE = "FEDSPARSE_FAULT"
+POINTS = ("train", "report", "answer", "open", "send", "update", "record", "line", "tensors", "manifest", "prune")
+ACTS = ("kill", "stop", "raise", "exit0", "slow", "full")
+SPOILS = ("garbage", "nan", "wrong-shape", "stale", "duplicate")
+
+
+@dataclass
+class Fault:
+    """What is to fail: the point in `round` on `rank`, how (`kind`), and `seconds` where it sleeps. left: how often."""
+
+    rank: int
+    round: int
+    point: str
+    kind: str
+    seconds: float = 5.0
+    left: int = 1
+
+    def due(self, point: str, round: int) -> bool:
+        """Whether this process is to fail here; true once."""
+        here = (self.rank, self.round, self.point) == (world_rank(), round, point)
+        self.left -= here
+        return here and self.left >= 0
+
+
+@cache
+def planned() -> Fault | None:
+    """The fault that the environment orders; ValueError where it is no fault."""
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return None
+    parts = text.split(":")
+    kind, _, seconds = parts[-1].partition("=")
+    if len(parts) != 4 or parts[2] not in POINTS or kind not in (*ACTS, *SPOILS):
+        raise ValueError(
+            f"{VARIABLE} is {text!r} but must be rank:round:point:kind, with a point of {', '.join(POINTS)} "
+            f"and a kind of {', '.join((*ACTS, *SPOILS))}"
+        )
+    return Fault(int(parts[0]), int(parts[1]), parts[2], kind, float(seconds or 5.0))
+
+
+def reach(point: str, round: int) -> None:
+    """Fail here if that is planned."""
+    fault = planned()
+    if fault is None or fault.kind not in ACTS or not fault.due(point, round):
+        return
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault.kind == "exit0":
+        os._exit(0)
+    elif fault.kind == "slow":
+        time.sleep(fault.seconds)
+    elif fault.kind == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        raise RuntimeError(f"a fault was ordered at {point} of round {round}")
+
+
+def spoil(data: bytes, round: int) -> bytes:
+    """An encoded report of the round, spoilt if that is planned."""
+    fault = planned()
+    if fault is None or fault.kind not in SPOILS or not fault.due("report", round):
+        return data
+    if fault.kind == "garbage":
+        return np.random.default_rng(0).bytes(len(data))
+    message = decode(data)
+    sections: dict[str, Section] = dict(message.sections)
+    parameters = sections["parameters"]
+    if not isinstance(parameters, Values):
+        raise TypeError("parameters are values")
+    if fault.kind == "nan":
+        sections["parameters"] = Values(np.full_like(parameters.array, np.nan))
+    elif fault.kind == "wrong-shape":
+        sections["parameters"] = Values(parameters.array[:1])
+    return encode(message.kind, message.round - (fault.kind == "stale"), message.sender, sections)
+
+
+def answers(frame: bytes, round: int) -> list[bytes]:
+    """What a rank sends in place of one frame: that frame, or what is planned."""
+    fault = planned()
+    if fault is None or fault.kind not in SPOILS or not fault.due("answer", round):
+        return [frame]
+    return [frame, frame] if fault.kind == "duplicate" else [b"?"]
