@@ -198,7 +198,11 @@ def _extensions() -> list[Extension]:
 setup(
     packages=[*find_packages(include=["fedsparse", "fedsparse.*"]), "fedsparse.kernels"],
     package_dir={"fedsparse.kernels": "kernels"},
-    package_data={"fedsparse": ["py.typed", "_wire.pyi"], "fedsparse.report": ["*.html*"]},
+    package_data={
+        "fedsparse": ["py.typed", "_wire.pyi"],
+        "fedsparse.ops": ["crossovers.json"],
+        "fedsparse.report": ["*.html*"],
+    },
     include_package_data=False,
     ext_modules=_extensions(),
     cmdclass={"build_ext": _NinjaBuild},

@@ -1,139 +1,295 @@
-"""Speed of one sparse convolution on the CPU against the best dense fp32 torch, pass by pass.
+"""One convolution on the CPU, forward and both gradients: sparse kernels against every rival at hand.
 
-    python benchmarks/layers.py [--density 0.2 0.1] [--layer 64x32] [--batch 64] [--threads 1] [--seconds 0.3]
+    python -m benchmarks.layers [--density 0.5 0.2 ...] [--layer 64x32] [--batch 64] [--threads 1] [--csv FILE]
 
-Each result is compared with the float64 reference before anything is timed. Times are medians in milliseconds:
-thread CPU time with one thread, wall time with more. "net" leaves out the conversion to and from blocks of images,
-taken as the time of the same op with a single active weight.
+The layers are the 3x3 convolutions of ResNet-18's four stages. Ours: single weights ("sparse"), and strips of V output
+channels that share their columns ("sparse V16"), each in the blocked layout that a network stays in; "sparse, NCHW" is
+a single layer that converts on its way in and out. Rivals: dense fp32 torch (NCHW and channels_last), dense bf16
+channels_last, masked dense (weight and gradient multiplied by the mask), torch.sparse CSR on unfolded windows, and
+SparseProp where `--sparseprop FOLDER` has it (`pip install --no-deps --no-build-isolation --target FOLDER
+sparseprop==0.1.14`). fp32 unless named. Each result is compared with float64 before anything is timed.
+
+Contenders of a layer take turns, so that a busy machine is busy for all; times are medians, thread CPU time with one
+thread, wall time with more. Ratios are to the best dense fp32; below them the geometric mean over the layers, against
+the goals, and the density from which on sparse wins.
 """
 
 import argparse
+import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from benchmarks.results import Row, header, write_csv
 from fedsparse import ops
-from fedsparse.ops.load import compiled
+from fedsparse.ops.algebra import FAMILIES
+from fedsparse.ops.blocked_conv2d import _within
+from fedsparse.ops.index import Index
 from fedsparse.topology import Topology
 
 LAYERS = {"64x32": (64, 32), "128x16": (128, 16), "256x8": (256, 8), "512x4": (512, 4)}
 PASSES = ("forward", "input", "weight")
+DENSITIES = [0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+GOALS = {
+    "sparse": dict(zip(DENSITIES, (1.1, 2.0, 3.5, 5.5, 9, 13))),
+    "sparse V16": dict(zip(DENSITIES, (1.5, 3.5, 6.5, 11, 16, 20))),
+}
+BEST = "best dense fp32"
+Calls = dict[str, Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
 class Operands:
-    """One layer's tensors: x, gy [B, C, S, S]; topology and values of a C x C x k x k weight."""
+    """One layer's tensors: x, gy [B, C, S, S]; topology and values of a C x C x 3 x 3 weight."""
 
     topology: Topology
     values: Tensor
     x: Tensor
     gy: Tensor
-    padding: int
+
+    @property
+    def geometry(self) -> tuple:
+        """As `algebra` takes it."""
+        size = (self.x.shape[2], self.x.shape[3])
+        return (self.topology.kernel, (1, 1), (1, 1), (1, 1), size)
 
 
-def operands(channels: int, size: int, batch: int, density: float, kernel: int) -> Operands:
-    """Random operands; density 0 stands for one active weight."""
+@dataclass
+class Contender:
+    """A way to run the three passes, and how long each took."""
+
+    name: str
+    calls: Calls
+    density: float | None
+    times: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PASSES})
+
+    def run(self, warm_up: bool = False) -> None:
+        """Run each pass once and note its time."""
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        for name, call in self.calls.items():
+            start = clock()
+            call()
+            if not warm_up:
+                self.times[name].append((clock() - start) * 1e3)
+
+    def milliseconds(self, name: str) -> float:
+        """Median of a pass."""
+        return statistics.median(self.times[name])
+
+    @property
+    def total(self) -> float:
+        """Medians of the passes it has, added."""
+        return sum(self.milliseconds(name) for name in self.calls)
+
+
+def operands(channels: int, size: int, batch: int, density: float, granularity: int = 1) -> Operands:
+    """Random operands."""
     generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(channels, channels, kernel, kernel, generator=generator) < density
-    if not density:
-        mask[0, 0, 0, 0] = True
-    topology = Topology.from_mask(mask)
+    groups = torch.rand(channels // granularity, channels, 3, 3, generator=generator) < density
+    topology = Topology.from_mask(groups.repeat_interleave(granularity, 0), granularity)
     x, gy = (torch.randn(batch, channels, size, size, generator=generator) for _ in range(2))
-    return Operands(topology, torch.randn(topology.nnz, generator=generator), x, gy, kernel // 2)
+    return Operands(topology, torch.randn(topology.nnz, generator=generator), x, gy)
 
 
-def sparse_passes(o: Operands) -> dict[str, Callable[[], Tensor]]:
-    """The three passes through the public ops."""
-    size = (o.x.shape[2], o.x.shape[3])
+def sparse(o: Operands, blocked: bool) -> Calls:
+    """Our kernels, never dense torch."""
+    index, v = Index.of(o.topology), o.values
+    products = _within(o.x.shape[0]) if blocked else FAMILIES["conv2d"]["cpu"]
+    x, gy = (ops.to_blocked(o.x), ops.to_blocked(o.gy)) if blocked else (o.x, o.gy)
     return {
-        "forward": lambda: ops.conv2d(o.values, o.topology, o.x, padding=o.padding),
-        "input": lambda: ops.conv2d_input(o.values, o.topology, o.gy, size, padding=o.padding),
-        "weight": lambda: ops.conv2d_weight(o.topology, o.gy, o.x, padding=o.padding),
+        "forward": lambda: products.product(v, index, x, None, o.geometry),
+        "input": lambda: products.transposed(v, index, gy, o.geometry),
+        "weight": lambda: products.sampled(index, gy, x, o.geometry),
     }
 
 
-def dense_passes(o: Operands, layout: torch.memory_format) -> dict[str, Callable[[], Tensor]]:
-    """The same with a dense weight and torch's own convolution."""
-    weight = o.topology.unpack(o.values).to(memory_format=layout)
-    x, gy, pad = o.x.to(memory_format=layout), o.gy.to(memory_format=layout), (o.padding, o.padding)
+def dense(o: Operands, layout: torch.memory_format, dtype: torch.dtype = torch.float32, masked: bool = False) -> Calls:
+    """torch's own convolution; `masked` multiplies the weight and its gradient by the mask."""
+    weight = o.topology.unpack(o.values).to(dtype).to(memory_format=layout)
+    x, gy = o.x.to(dtype).to(memory_format=layout), o.gy.to(dtype).to(memory_format=layout)
+    mask = o.topology.mask().to(dtype) if masked else None
 
     def gradient(which: int) -> Callable[[], Tensor]:
-        mask = [which == 0, which == 1, False]
+        wanted = [which == 0, which == 1, False]
         backward = torch.ops.aten.convolution_backward
-        return lambda: backward(gy, x, weight, None, (1, 1), pad, (1, 1), False, (0, 0), 1, mask)[which]
+        ones, pads = (1, 1), (1, 1)
+        run = lambda: backward(gy, x, weight, None, ones, pads, ones, False, (0, 0), 1, wanted)[which]  # noqa: E731
+        return run if mask is None or which == 0 else lambda: run() * mask
 
     return {
-        "forward": lambda: torch.nn.functional.conv2d(x, weight, None, 1, pad),
+        "forward": lambda: F.conv2d(x, weight if mask is None else weight * mask, None, 1, 1),
         "input": gradient(0),
         "weight": gradient(1),
     }
 
 
+def csr(o: Operands) -> Calls:
+    """torch.sparse CSR on windows; unfolding and folding count, as they must be done."""
+    rows, columns = o.topology.rows, o.topology.channels * 9
+    indptr, cols = o.topology.indptr, o.topology.cols
+    weight = torch.sparse_csr_tensor(indptr, cols, o.values, (rows, columns), check_invariants=True)
+    transposed = o.topology.unpack(o.values).reshape(rows, columns).T.to_sparse_csr()
+    pattern = torch.sparse_csr_tensor(indptr, cols, torch.zeros_like(o.values), (rows, columns))
+    batch, size = o.x.shape[0], o.x.shape[2]
+
+    def windows() -> Tensor:
+        return F.unfold(o.x, 3, padding=1).transpose(0, 1).reshape(columns, -1)
+
+    def flat() -> Tensor:
+        return o.gy.transpose(0, 1).reshape(rows, -1)
+
+    def back() -> Tensor:
+        return F.fold((transposed @ flat()).reshape(columns, batch, -1).transpose(0, 1), (size, size), 3, padding=1)
+
+    return {
+        "forward": lambda: (weight @ windows()).reshape(rows, batch, size, size).transpose(0, 1).contiguous(),
+        "input": back,
+        "weight": lambda: torch.sparse.sampled_addmm(pattern, flat(), windows().T).values(),
+    }
+
+
 def check(o: Operands) -> None:
-    """AssertionError where a pass is not the float64 reference's result up to rounding."""
-    wide = Operands(o.topology, o.values.double(), o.x.double(), o.gy.double(), o.padding)
-    with ops.use_backend("dense"):
-        expected = {name: run() for name, run in sparse_passes(wide).items()}
-    for name, run in sparse_passes(o).items():
-        error = float((run().double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-9))
-        assert error < 1e-5, f"{name} is wrong: relative error {error:.1e}"
+    """AssertionError where a pass of ours is not the float64 result up to rounding."""
+    wide = Operands(o.topology, o.values.double(), o.x.double(), o.gy.double())
+    expected = {name: call() for name, call in dense(wide, torch.contiguous_format, torch.float64).items()}
+    expected["weight"] = o.topology.pack(expected["weight"])
+    for blocked in (False, True):
+        for name, call in sparse(o, blocked).items():
+            found = call()
+            found = ops.from_blocked(found, o.x.shape[0]) if found.dim() == 5 else found
+            error = float((found.double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-9))
+            assert error < 1e-5, f"{name} is wrong: relative error {error:.1e}"
 
 
-def milliseconds(run: Callable[[], Tensor], seconds: float) -> float:
-    """Median time of one call, after a warm-up, over at least five calls and about `seconds`."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    run()
-    run()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        start = clock()
-        run()
-        times.append(clock() - start)
-    return statistics.median(times) * 1e3
-
-
-def measure(channels: int, size: int, densities: list[float], args: argparse.Namespace) -> None:
-    """Print the rows of one layer."""
-    sample = operands(channels, size, args.batch, 1.0, args.kernel)
-    dense = {name: float("inf") for name in PASSES}
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for name, run in dense_passes(sample, layout).items():
-            dense[name] = min(dense[name], milliseconds(run, args.seconds))
-    single = sparse_passes(operands(channels, size, args.batch, 0.0, args.kernel))
-    moved = {name: milliseconds(run, args.seconds) for name, run in single.items()}
+def contenders(layer: str, densities: Iterable[float], batch: int, rivals: "Rivals") -> list[Contender]:
+    """Everyone of one layer."""
+    channels, size = LAYERS[layer]
+    last = torch.channels_last
+    full = operands(channels, size, batch, 1.0)
+    found = [
+        Contender("dense fp32 NCHW", dense(full, torch.contiguous_format), None),
+        Contender("dense fp32 channels_last", dense(full, last), None),
+        Contender("dense bf16 channels_last", dense(full, last, torch.bfloat16), None),
+        Contender("masked dense fp32", dense(full, torch.contiguous_format, masked=True), None),
+    ]
     for density in densities:
-        o = operands(channels, size, args.batch, density, args.kernel)
-        check(o)
-        took = {name: milliseconds(run, args.seconds) for name, run in sparse_passes(o).items()}
-        cells = [
-            f"{took[n]:7.2f} {dense[n] / took[n]:5.2f} {dense[n] / max(took[n] - moved[n], 1e-3):6.2f}" for n in PASSES
+        single, strips = (operands(channels, size, batch, density, v) for v in (1, 16))
+        check(single)
+        check(strips)
+        found += [
+            Contender("sparse", sparse(single, blocked=True), density),
+            Contender("sparse, NCHW", sparse(single, blocked=False), density),
+            Contender("sparse V16", sparse(strips, blocked=True), density),
         ]
-        total, net = sum(took.values()), sum(took.values()) - sum(moved.values())
-        both = f"{sum(dense.values()) / total:5.2f} {sum(dense.values()) / net:6.2f}"
-        print(f"{channels:4d}@{size:<3d} {density:6.1%} | {' | '.join(cells)} | {both}", flush=True)
-    print(f"         dense  | {' | '.join(f'{dense[n]:7.2f}' + ' ' * 13 for n in PASSES)} | {sum(dense.values()):.2f}")
+        if density in rivals.slow:
+            found.append(Contender("torch.sparse CSR", csr(single), density))
+        if rivals.sparseprop:
+            found.append(Contender("SparseProp 0.1.14", sparseprop(single), density))
+    return found
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Which optional rivals run: SparseProp, and the densities at which the slow ones do."""
+
+    sparseprop: bool
+    slow: tuple[float, ...]
+
+
+def sparseprop(o: Operands) -> Calls:
+    """SparseProp's layer through autograd: its backward computes both gradients at once, so they count as one pass."""
+    from sparseprop.modules import SparseConv2d
+
+    conv = torch.nn.Conv2d(o.topology.channels, o.topology.rows, 3, padding=1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(o.topology.unpack(o.values))
+    layer = SparseConv2d.from_dense(conv, vectorizing_over_on=o.x.shape[2] < 16)
+    x = o.x.clone().requires_grad_()
+    kept: list[Tensor] = []
+
+    def forward() -> Tensor:
+        kept[:] = [layer(x)]
+        return kept[0]
+
+    def backward() -> Tensor:
+        return torch.autograd.grad(kept[0], [x, *layer.parameters()], o.gy, allow_unused=True)[0]
+
+    error = float((forward() - sparse(o, blocked=False)["forward"]()).abs().max())
+    assert error < 1e-2, f"SparseProp computes something else: difference {error:.1e}"
+    return {"forward": forward, "input": backward}
+
+
+def measure(layer: str, args: argparse.Namespace, rivals: Rivals) -> list[Row]:
+    """Time one layer's contenders in turn, print and return their rows."""
+    everybody = contenders(layer, args.density, args.batch, rivals)
+    for c in everybody:
+        c.run(warm_up=True)
+    for _ in range(args.rounds):
+        for c in everybody:
+            c.run()
+    best = min(c.total for c in everybody if c.name.startswith("dense fp32"))
+    rows = []
+    for c in everybody:
+        cells = " ".join(f"{c.milliseconds(n):9.2f}" if n in c.calls else " " * 9 for n in PASSES)
+        share = "" if c.density is None else f"{c.density:.0%}"
+        print(f"{layer:8}{share:>5}  {c.name:26}{cells} {c.total:10.2f} {best / c.total:8.2f}", flush=True)
+        times = {f"{name}_ms": c.milliseconds(name) for name in c.calls}
+        rows.append({"layer": layer, "density": c.density, "who": c.name, **times, "over_best_dense": best / c.total})
+    return rows
+
+
+def summary(rows: list[Row]) -> None:
+    """Geometric means over the layers, goals, and where sparse starts to win."""
+    print("\ngeometric mean over the layers, times as fast as the best dense fp32 (goal in brackets)")
+    densities = sorted({row["density"] for row in rows if row["density"]}, reverse=True)
+    print(f"{'':26}" + "".join(f"{density:>15.0%}" for density in densities))
+    for who in dict.fromkeys(row["who"] for row in rows):
+        means = {}
+        for density in (None, *densities):
+            found = [row["over_best_dense"] for row in rows if row["who"] == who and row["density"] == density]
+            if found:
+                means[density] = math.prod(found) ** (1 / len(found))
+        if None in means:
+            print(f"{who:26}{means[None]:15.2f}")
+            continue
+        goals = GOALS.get(who, {})
+        cells = (
+            f"{means[d]:.2f}" + (f" ({goals[d]:g})" if d in goals else "") if d in means else "" for d in densities
+        )
+        wins = [d for d in densities if means.get(d, 0) >= 1]
+        start = f"  wins from {max(wins):.0%} down" if wins else "  never wins"
+        print(f"{who:26}" + "".join(f"{cell:>15}" for cell in cells) + start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--density", type=float, nargs="+", default=[0.2, 0.1, 0.05, 0.01])
+    parser.add_argument("--density", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--layer", choices=list(LAYERS), nargs="+", default=list(LAYERS))
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--kernel", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sparseprop", type=Path, help="folder into which pip installed SparseProp")
+    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    isa = compiled()["instruction_set_chosen"]
-    print(f"{isa}, {args.threads} thread(s), batch {args.batch}, kernel {args.kernel} x {args.kernel}")
-    print("each pass: ms, times faster than dense, and net of conversion; last: all three passes")
-    print(f"layer   density | {'forward':^21} | {'input gradient':^21} | {'weight gradient':^21} | all three")
-    for name in args.layer:
-        measure(*LAYERS[name], args.density, args)
+    print(header(f"layers, batch {args.batch}"))
+    if args.sparseprop:
+        sys.path.append(str(args.sparseprop))
+    else:
+        print("SparseProp: not measured (no --sparseprop FOLDER)")
+    print(f"\nlayer   density who{'':23}{''.join(f'{name:>10}' for name in PASSES)}   total ms   ratio")
+    rivals = Rivals(args.sparseprop is not None, (0.1, 0.01))
+    rows = [row for layer in args.layer for row in measure(layer, args, rivals)]
+    summary(rows)
+    if args.csv:
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

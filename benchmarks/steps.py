@@ -86,7 +86,9 @@ class Contender:
         return model_bytes(self.model) + momentum + sum(mask.numel() * 4 for mask in self.masks.values())
 
 
-def contenders(dense: nn.Module, density: float | None, images: Tensor, labels: Tensor) -> list[Contender]:
+def contenders(
+    dense: nn.Module, density: float | None, images: Tensor, labels: Tensor, distribution: str, granularity: int
+) -> list[Contender]:
     """The dense models without a density, else the masked and the sparse ones."""
     if density is None:
         last = {"memory_format": torch.channels_last}
@@ -96,7 +98,7 @@ def contenders(dense: nn.Module, density: float | None, images: Tensor, labels: 
         ]
     weights = {name: layer.get_parameter("weight").detach() for name, layer in prunable(dense).items()}
     scores = score.random(weights, torch.Generator().manual_seed(0))
-    masks = masks_from_scores(scores, density, "erk")
+    masks = masks_from_scores(scores, density, distribution, granularity)
     float_masks = {name: mask.float() for name, mask in masks.items()}
     return [
         Contender("masked dense", copy.deepcopy(dense), images, labels, float_masks),
@@ -120,13 +122,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--distribution", choices=["uniform", "erk"], default="uniform")
+    parser.add_argument("--granularity", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     images, labels = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
     dense = models.build(args.model, 10)
-    rivals = contenders(dense, None, images, labels)
-    groups = {None: rivals, **{d: contenders(dense, d, images, labels) for d in args.density}}
+    how = (images, labels, args.distribution, args.granularity)
+    rivals = contenders(dense, None, *how)
+    groups = {None: rivals, **{d: contenders(dense, d, *how) for d in args.density}}
     everybody = [c for group in groups.values() for c in group]
     for group in groups.values():
         check(group)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from fedsparse.ops.dispatch import processor
+
 Facts = dict[str, str | int | float | None]
 _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit"
 
@@ -27,7 +29,7 @@ def facts(root: Path, device: str) -> Facts:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if device == "cuda" else None,
         "triton": _triton_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "device": "cpu",
     }
@@ -69,9 +71,3 @@ def _triton_version() -> str | None:
     except ImportError:
         return None
     return str(triton.__version__)
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", path.read_text()) if path.exists() else []
-    return names[0] if names else platform.processor()

@@ -1,5 +1,5 @@
 // A convolution over blocked tensors, one band of rows at a time: the rows that a band reads are copied, with
-// their padding, into scratch that stays in the second-level cache.
+// their padding, into scratch near by.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace fedsparse {
 
 // Bytes of a band's scratch, where the rows of one register tile do not already take more.
-inline constexpr int64_t kBandBytes = 512 * 1024;
+inline constexpr int64_t kBandBytes = 1024 * 1024;
 
 // How the rows of one blocked tensor are laid into a band.
 struct Band {
@@ -44,7 +44,7 @@ Band band_of(Band band, int64_t span) {
          band.channels * rows(band.out_rows + tile) * band.plane.pitch * line_bytes <= kBandBytes)
     band.out_rows = std::min(band.out_rows + tile, band.out_height);
   band.rows = rows(band.out_rows);
-  band.plane.lines = (band.rows * band.plane.pitch) | 1;
+  band.plane.lines = channel_lines(band.rows, band.plane.pitch);
   band.column.resize(band.width);
   return band;
 }

@@ -20,15 +20,14 @@ int64_t out_size(const char* op, int64_t in, int64_t kernel, int64_t stride, int
   return (padded - span) / stride + 1;
 }
 
-// An odd number of lines a channel keeps channels apart in the cache's sets.
-int64_t channel_lines(int64_t rows, int64_t pitch) { return (rows * pitch) | 1; }
-
 void require_small(const char* op, int64_t channels, int64_t lines, int64_t line) {
   require(channels * lines * line <= std::numeric_limits<int32_t>::max(), op,
           ": one block of images has 2^31 elements or more; int32 offsets cannot reach them.");
 }
 
 }  // namespace
+
+int64_t channel_lines(int64_t rows, int64_t pitch) { return (rows * pitch + 3) / 8 * 8 + 4; }
 
 Conv checked_conv(const char* op, int64_t batch, int64_t channels, int64_t rows, Pair in,
                   const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,

@@ -30,6 +30,10 @@ struct PaddedPlane {
   std::vector<int32_t> place;  // line of each pixel
 };
 
+// Lines of a channel of that many rows of pixels, at least rows * pitch.  Four times an odd number: the runs
+// of about four lines that a tile reads of each channel then fall into all of the cache's sets alike.
+int64_t channel_lines(int64_t rows, int64_t pitch);
+
 // The input, padded.  With a horizontal stride, the columns are sorted by their remainder, so that neighbours
 // in the output read neighbouring lines.
 PaddedPlane input_plane(const Conv& conv);

@@ -115,21 +115,32 @@ def _set_region(model: nn.Module, wanted: bool) -> None:
 
 
 def explain(model: nn.Module) -> str:
-    """Say, a line a layer, which back end its three passes run on and at which density.
+    """Say, a line a layer, at which density it is and what runs its three passes.
 
-    Of a convolution in the blocked region, also which functions of torch its output has left the region for so far.
+    On the CPU each pass is run by the sparse kernels ("cpu") or by dense torch, whichever was faster (see
+    `fedsparse.ops.dispatch`); which, and by what times, is known once the layer has had an input. Of a convolution in
+    the blocked region, also which functions of torch its output has left the region for so far.
     """
     lines = []
     for name, module in prunable(model, last=True).items():
         if isinstance(module, SparseLayer):
-            backend = ops.active_backend(module.values.device)
             t = module.topology
-            lines.append(
-                f"{name}: sparse, back end {backend}, {t.nnz} of {t.numel} weights ({t.density:.2%}){_layout(module)}"
-            )
+            size = f"{t.nnz} of {t.numel} weights ({t.density:.2%})"
+            lines.append(f"{name}: sparse, {_forced(module)}{size}{_layout(module)}{_choices(module)}")
         else:
             lines.append(f"{name}: dense, torch, {module.weight.numel()} weights")
     return "\n".join(lines)
+
+
+def _forced(layer: SparseLayer) -> str:
+    backend = ops.active_backend(layer.values.device)
+    return "" if backend == "cpu" and not ops.is_forced() else f"back end {backend}, "
+
+
+def _choices(layer: SparseLayer) -> str:
+    if ops.is_forced() or not (choices := layer.choices()):
+        return ""
+    return "; " + ", ".join(f"{name} {choice}" for name, choice in choices.items())
 
 
 def _layout(layer: SparseLayer) -> str:

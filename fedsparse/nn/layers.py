@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from fedsparse import ops
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
+from fedsparse.ops.dispatch import Choice, choose, pass_of
+from fedsparse.ops.index import Index
 from fedsparse.topology import Move, Topology
 
 _INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
+_PASSES = {"forward": "product", "input gradient": "transposed", "weight gradient": "sampled"}
 _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
 _TRANSPOSED = ("t_indptr", "t_cols", "t_perm")
 
@@ -35,6 +38,7 @@ class SparseLayer(nn.Module):
             )
         self.weight_shape = tuple(topology.shape)
         self.granularity = topology.granularity
+        self.seen: tuple[int, int, int] | None = None  # (batch, H, W) of the last input; a linear layer's has 1 x 1
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
         for name in _INDEX_ARRAYS:
@@ -67,6 +71,23 @@ class SparseLayer(nn.Module):
     def geometry(self) -> dict[str, tuple[int, int]]:
         """The keyword arguments of the layer's ops beyond values and topology."""
         return {}
+
+    def choices(self) -> dict[str, Choice]:
+        """What runs the layer's passes ("forward", "input gradient", "weight gradient") on the last input, and why.
+
+        Empty before the first input, and off the CPU.
+        """
+        if self.seen is None or self.values.device.type != "cpu":
+            return {}
+        (batch, *size), stride = self.seen, self.geometry().get("stride", (1, 1))
+        where = (self.topology.kernel, stride, (size[0], size[1]), batch, self.values.dtype)
+        index = Index.of(self.topology)
+        return {name: choose(pass_of(self.family, product, index, *where)) for name, product in _PASSES.items()}
+
+    @property
+    def family(self) -> str:
+        """The family of products that the layer's passes belong to, as `fedsparse.ops.dispatch` names it."""
+        return "linear"
 
     def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
         """What the layer keeps of an input for its backward pass: a function that gives it, in the input's shape."""
@@ -119,6 +140,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; differentiable in x, values and bias."""
         flat = x.reshape(-1, x.shape[-1])
+        self.seen = (flat.shape[0], 1, 1)
         y = ops.spmm(self.values, self.topology, flat).reshape(*x.shape[:-1], self.weight_shape[0])
         return y if self.bias is None else y + self.bias
 
@@ -142,6 +164,7 @@ class SparseConv2d(SparseLayer):
         super().__init__(topology, values, bias)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.region = False
+        self.blocked = False  # whether the last output stayed in blocks
         self.left: set[str] = set()
 
     @classmethod
@@ -177,7 +200,9 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Any) -> Any:
         """Apply the layer, from Tensor or Blocked to Tensor or Blocked; differentiable in x, values and bias."""
-        if not self.region or not admits(x, self.values):
+        self.seen = (x.shape[0], x.shape[2], x.shape[3])
+        self.blocked = self.region and admits(x, self.values)
+        if not self.blocked:
             x = as_tensor(x)
             return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
         x = enter(x, self)
@@ -185,6 +210,11 @@ class SparseConv2d(SparseLayer):
         return Blocked(
             self, x.batch, blocked_conv2d(self.values, self.topology, x.blocks, x.batch, self.bias, *geometry)
         )
+
+    @property
+    def family(self) -> str:
+        """As SparseLayer's."""
+        return "blocked_conv2d" if self.blocked else "conv2d"
 
     def geometry(self) -> dict[str, tuple[int, int]]:
         """Stride, padding and dilation, as the layer's ops take them."""

@@ -7,15 +7,17 @@
     activations  pack_activation, relu                     what is kept of them for the backward pass
     blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
-`use_backend` forces a back end, `active_backend` says which one runs.
+`use_backend` forces a back end, `active_backend` says which one runs; on the CPU each pass takes the faster of sparse
+kernels and dense torch (`dispatch`), and `measuring` times both.
 """
 
-from fedsparse.ops.backend import BACKENDS, active_backend, use_backend
+from fedsparse.ops.backend import BACKENDS, active_backend, is_forced, use_backend
 from fedsparse.ops.blocked import from_blocked, to_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.blocked_norm import batch_moments, batch_norm, group_moments, group_norm
 from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
+from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import grow_scores
 from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
@@ -44,6 +46,8 @@ __all__ = [
     "group_moments",
     "group_norm",
     "grow_scores",
+    "is_forced",
+    "measuring",
     "pack_activation",
     "relu",
     "sddmm",

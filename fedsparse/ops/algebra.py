@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsparse.ops.backend import checked_backend, is_forced
 from fedsparse.ops.index import Index
+from fedsparse.ops.load import require_compiled
 
 Geometry = tuple[tuple[int, int], ...]
 
@@ -128,6 +130,16 @@ def sampled(how: How, gy: Tensor, x: Tensor, index: Any) -> Tensor:
     if torch.is_grad_enabled():
         return Sampled.apply(how, gy, x, *index)
     return how.raw.sampled(Index(*index), gy, x, how.geometry)
+
+
+def backend_of(op: str, family: str, operand: Tensor) -> str:
+    """The back end of a family's op; "chosen" where each pass takes the faster of sparse kernels and dense torch."""
+    name = checked_backend(op, FAMILIES[family], operand.device)
+    if name != "cpu":
+        return name
+    require_compiled("cpu")
+    chooses = operand.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    return "chosen" if chooses and not is_forced() else name
 
 
 def check_operand(op: str, name: str, operand: Tensor, dims: int, like: Tensor) -> None:

@@ -41,6 +41,11 @@ def active_backend(device: torch.device | str) -> str:
     return name
 
 
+def is_forced() -> bool:
+    """Whether `use_backend` is in force."""
+    return _forced is not None
+
+
 def checked_backend(op: str, table: Mapping[str, _T], device: torch.device) -> str:
     """The active back end; ValueError where the op has none of that name."""
     name = active_backend(device)

@@ -4,17 +4,21 @@
     blocked_conv2d_input(values, gy)     dx [blocks, C, H, W, L]
     blocked_conv2d_weight(gy, x, batch)  dvalues [nnz], over the `batch` true images
 
-Geometry as in `conv2d`. Kept for the backward: x and values. Once differentiable: a second derivative needs the
-ordinary layout. CPU only (C++, float32 and float64).
+Each runs in the layout, or leaves it for dense torch and enters it again, whichever `dispatch` says is faster, unless
+`use_backend("cpu")` is in force. Geometry as in `conv2d`. Kept for the backward: x and values. Once differentiable: a
+second derivative needs the ordinary layout. CPU only (C++, float32 and float64).
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedsparse.ops.algebra import FAMILIES, Geometry, check_bias, check_operand, check_values
+from fedsparse.ops import dispatch
+from fedsparse.ops.algebra import FAMILIES, Geometry, Products, check_bias, check_operand, check_values
+from fedsparse.ops.backend import is_forced
 from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked, reference_to_blocked
 from fedsparse.ops.conv2d import Size, output_size, pair
 from fedsparse.ops.index import Index
@@ -63,6 +67,48 @@ def reference_blocked_conv2d(
     return reference_to_blocked(product(values, index, reference_from_blocked(x, batch), bias, geometry))
 
 
+@lru_cache(64)
+def _products(batch: int, forced: bool) -> Products:
+    """The three products of that many images: within the layout, or whichever is faster."""
+    within = _within(batch)
+    return within if forced else dispatch.products("blocked_conv2d", within, _outside(batch), batch)
+
+
+def _within(batch: int) -> Products:
+    raw = torch.ops.fedsparse
+
+    def product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        return raw.blocked_conv2d(values, index.indptr, index.cols, x, bias, *geometry[:4])
+
+    def transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
+        *sizes, size = geometry
+        return raw.blocked_conv2d_input(values, index.t_indptr, index.t_cols, index.t_perm, gy, size, *sizes)
+
+    def sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        return raw.blocked_conv2d_weight(index.indptr, index.cols, gy, x, batch, *geometry[:4])
+
+    return Products(product, transposed, sampled)
+
+
+def _outside(batch: int) -> Products:
+    """Dense torch on ordinary tensors."""
+    dense, enter = FAMILIES["conv2d"]["dense"], torch.ops.fedsparse.to_blocked
+
+    def leave(blocks: Tensor) -> Tensor:
+        return torch.ops.fedsparse.from_blocked(blocks, batch)
+
+    def product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        return enter(dense.product(values, index, leave(x), bias, geometry))
+
+    def transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
+        return enter(dense.transposed(values, index, leave(gy), geometry))
+
+    def sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        return dense.sampled(index, leave(gy), leave(x), geometry)
+
+    return Products(product, transposed, sampled)
+
+
 class BlockedConv2d(torch.autograd.Function):
     """y = W * x + bias, and its gradients where they are asked for."""
 
@@ -80,7 +126,8 @@ class BlockedConv2d(torch.autograd.Function):
         ctx.geometry, ctx.batch, ctx.size = geometry, batch, tuple(x.shape[2:4])
         needs_values, needs_x = ctx.needs_input_grad[2:4]
         ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *index)
-        return torch.ops.fedsparse.blocked_conv2d(values, *index[:2], x, bias, *geometry)
+        ctx.products = _products(batch, is_forced())
+        return ctx.products.product(values, Index(*index), x, bias, (*geometry, ctx.size))
 
     @staticmethod
     @once_differentiable
@@ -88,10 +135,10 @@ class BlockedConv2d(torch.autograd.Function):
         """Gradients of values, x and bias."""
         values, x, *index = ctx.saved_tensors
         needs_values, needs_x, needs_bias = ctx.needs_input_grad[2:5]
-        raw = torch.ops.fedsparse
-        dvalues = raw.blocked_conv2d_weight(*index[:2], gy, x, ctx.batch, *ctx.geometry) if needs_values else None
-        dx = raw.blocked_conv2d_input(values, *index[2:], gy, ctx.size, *ctx.geometry) if needs_x else None
-        dbias = raw.blocked_sum(gy, ctx.batch) if needs_bias else None
+        products, geometry, arrays = ctx.products, (*ctx.geometry, ctx.size), Index(*index)
+        dvalues = products.sampled(arrays, gy, x, geometry) if needs_values else None
+        dx = products.transposed(values, arrays, gy, geometry) if needs_x else None
+        dbias = torch.ops.fedsparse.blocked_sum(gy, ctx.batch) if needs_bias else None
         return None, None, dvalues, dx, dbias, *(None for _ in index)
 
 

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.ops import algebra
+from fedsparse.ops import algebra, dispatch
 from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
-from fedsparse.ops.backend import checked_backend
 from fedsparse.ops.index import Index, pick, spread
-from fedsparse.ops.load import define, require_compiled
+from fedsparse.ops.load import define
 from fedsparse.ops.unpack import gathered, unpacked
 from fedsparse.topology import Topology
 
@@ -129,9 +128,12 @@ def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Ten
     return torch.ops.fedsparse.conv2d_weight(index.indptr, index.cols, gy, x, *geometry[:4])
 
 
+_CPU = Products(_cpu_product, _cpu_transposed, _cpu_sampled)
+_DENSE = Products(_dense_product, _dense_transposed, _dense_sampled)
 FAMILIES["conv2d"] = {
-    "cpu": Products(_cpu_product, _cpu_transposed, _cpu_sampled),
-    "dense": Products(_dense_product, _dense_transposed, _dense_sampled),
+    "cpu": _CPU,
+    "dense": _DENSE,
+    "chosen": dispatch.products("conv2d", _CPU, _DENSE),
     "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
 }
 
@@ -219,9 +221,7 @@ def _how(
         raise ValueError(f"{op}: the topology must have shape (N, C, kh, kw), not {topology.shape}.")
     if topology.device != operand.device:
         raise ValueError(f"{op}: the topology is on {topology.device}, the operands on {operand.device}.")
-    name = checked_backend(op, FAMILIES["conv2d"], operand.device)
-    if name == "cpu":
-        require_compiled("cpu")
+    name = algebra.backend_of(op, "conv2d", operand)
     pairs = pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
     geometry = (topology.kernel, *pairs, size)
     if min(output_size(size, geometry)) < 1:

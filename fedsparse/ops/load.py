@@ -14,7 +14,13 @@ _PACKAGE = Path(__file__).parent.parent
 _FILES = {"cpu": _PACKAGE / "_ops.so", "cuda": _PACKAGE / "_ops_cuda.so"}
 _loaded: set[str] = set()
 
-for _schema in ("set_isa(str name) -> ()", "isa() -> str", "isas() -> str", "build_info() -> str"):
+for _schema in (
+    "set_isa(str name) -> ()",
+    "isa() -> str",
+    "isas() -> str",
+    "build_info() -> str",
+    "strip_rows(Tensor indptr, Tensor cols) -> int",
+):
     LIBRARY.define(_schema)
 
 

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.ops import algebra
+from fedsparse.ops import algebra, dispatch
 from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
-from fedsparse.ops.backend import checked_backend
 from fedsparse.ops.index import Index, pick, spread
-from fedsparse.ops.load import define, require_compiled
+from fedsparse.ops.load import define
 from fedsparse.ops.unpack import gathered, unpacked
 from fedsparse.topology import Topology
 
@@ -95,9 +94,12 @@ def _triton_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
     return csr_sample(gy, x, index.indptr, index.cols)
 
 
+_CPU = Products(_cpu_product, _cpu_transposed, _cpu_sampled)
+_DENSE = Products(_dense_product, _dense_transposed, _dense_sampled)
 FAMILIES["linear"] = {
-    "cpu": Products(_cpu_product, _cpu_transposed, _cpu_sampled),
-    "dense": Products(_dense_product, _dense_transposed, _dense_sampled),
+    "cpu": _CPU,
+    "dense": _DENSE,
+    "chosen": dispatch.products("linear", _CPU, _DENSE),
     "triton": Products(_triton_product, _triton_transposed, _triton_sampled),
     "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
 }
@@ -148,10 +150,7 @@ def _how(op: str, topology: Topology, operand: Tensor) -> How:
         raise ValueError(f"{op}: the topology must have shape (N, C), not {topology.shape}.")
     if topology.device != operand.device:
         raise ValueError(f"{op}: the topology is on {topology.device}, the operands on {operand.device}.")
-    name = checked_backend(op, FAMILIES["linear"], operand.device)
-    if name == "cpu":
-        require_compiled("cpu")
-    return How("linear", name, ())
+    return How("linear", algebra.backend_of(op, "linear", operand), ())
 
 
 def _check_width(op: str, name: str, operand: Tensor, width: int) -> None:

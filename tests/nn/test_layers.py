@@ -1,11 +1,14 @@
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fedsparse import ops
 from fedsparse.federated.meter import _cpu_meter
 from fedsparse.nn import SparseConv2d, SparseLinear, densify, explain, prunable, sparse_layers, sparsify
 from fedsparse.optim import SGD
@@ -171,9 +174,28 @@ def test_no_dense_copy_of_a_convolution_lives_in_a_step() -> None:
 
 
 def test_explain_names_every_layer() -> None:
-    text = explain(sparsify(small_model(), 0.25))
-    assert "0: sparse, back end cpu, 54 of 216" in text
+    model = sparsify(small_model(), 0.25)
+    text = explain(model)
+    assert "0: sparse, 54 of 216" in text
     assert "4: dense" in text
+    with ops.use_backend("reference"):
+        assert "0: sparse, back end reference, 54 of 216" in explain(model)
+
+
+def test_explain_says_what_runs_each_pass_and_by_which_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two wide layers the one at 1 % runs on the sparse kernels, the one without zeros but one on dense torch."""
+    monkeypatch.setenv("FEDSPARSE_CACHE", str(tmp_path))
+    masks = {"0": torch.rand(512, 512) < 0.01, "2": torch.ones(512, 512, dtype=torch.bool)}
+    masks["2"][0, 0] = False
+    model = sparsify(nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), masks=masks)
+    x = torch.randn(64, 512)
+    with ops.measuring():
+        model(x).sum().backward()
+    first, second = explain(model).splitlines()
+    for line, name in ((first, "cpu"), (second, "dense")):
+        for which in ("forward", "input gradient", "weight gradient"):
+            if (line, which) != (first, "input gradient"):  # not computed: x needs no gradient
+                assert re.search(rf"{which} {name} \(cpu [0-9.]+ ms, dense [0-9.]+ ms\)", line), line
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ constexpr int kLine = static_cast<int>(kLanes<T>);
 template <typename T>
 constexpr int kParts = kLine<T> / kWidth<T>;  // vectors of one line
 
+// Rows whose tiles are kept side by side.
+constexpr int kSumRows = 32;
+
 // ---- tiles: rectangles of at most kTilePixels pixels that cover height x width
 // -----------------------------------
 
@@ -65,24 +68,33 @@ struct GatherTile {
   const Taps<T>& all;
   int64_t row_begin, row_end;
 
-  // All rows go by under one block of channels of one rectangle of pixels.
+  // Rows go by, kSumRows at a time, under one block of channels of one rectangle of pixels.  Between blocks
+  // their sums wait side by side in `sums`: at their places in `out` they would share few of the cache's
+  // sets.
   template <int TH, int TW>
   void run(int64_t y, int64_t x) const {
+    constexpr int kSums = TH * TW * kLine<T>;
+    alignas(64) T sums[kSumRows * kSums];
     const T* in = g.in + y * g.in_row + x * kLine<T>;
     T* out = g.out + y * g.out_row + x * g.out_col;
-    for (int64_t block = 0; block < all.blocks.count; ++block)
-      for (int64_t row = row_begin; row < row_end; ++row) {
-        const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
-        if (block > 0 && begin[0] == begin[1]) continue;
-        const T bias = g.bias ? g.bias[row] : T(0);
-        one<TH, TW>(all.taps + begin[0], all.taps + begin[1], block == 0, bias, in,
-                    out + row * g.out_channel);
-      }
+    for (int64_t first = row_begin; first < row_end; first += kSumRows) {
+      const int64_t last = first + kSumRows < row_end ? first + kSumRows : row_end;
+      for (int64_t block = 0; block < all.blocks.count; ++block)
+        for (int64_t row = first; row < last; ++row) {
+          const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
+          const bool ends = block == all.blocks.count - 1;
+          if (block > 0 && !ends && begin[0] == begin[1]) continue;
+          const T bias = g.bias ? g.bias[row] : T(0);
+          one<TH, TW>(all.taps + begin[0], all.taps + begin[1], block == 0, ends, bias, in,
+                      sums + (row - first) * kSums, out + row * g.out_channel);
+        }
+    }
   }
 
   // The accumulators stay in registers while the taps of one row stream by.
   template <int TH, int TW>
-  inline void one(const Tap<T>* tap, const Tap<T>* end, bool first, T bias, const T* in, T* out) const {
+  inline void one(const Tap<T>* tap, const Tap<T>* end, bool fresh, bool ends, T bias, const T* in, T* sums,
+                  T* out) const {
     constexpr int kAcross = TW * kParts<T>;  // vectors of one row of pixels
     const int64_t out_row = g.out_row, out_col = g.out_col;
     const T* rows[TH];
@@ -92,8 +104,7 @@ struct GatherTile {
       rows[ty] = in + ty * g.in_row;
 #pragma GCC unroll 16
       for (int i = 0; i < kAcross; ++i)
-        sum[ty][i] = first ? broadcast(bias)
-                           : load(out + ty * out_row + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>);
+        sum[ty][i] = fresh ? broadcast(bias) : load(sums + (ty * kAcross + i) * kWidth<T>);
     }
     for (; tap < end; ++tap) {
       const int64_t offset = tap->offset;
@@ -106,8 +117,10 @@ struct GatherTile {
 #pragma GCC unroll 16
     for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-      for (int i = 0; i < kAcross; ++i)
-        store(out + ty * out_row + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>, sum[ty][i]);
+      for (int i = 0; i < kAcross; ++i) {
+        T* const place = out + ty * out_row + i / kParts<T> * out_col + i % kParts<T> * kWidth<T>;
+        store(ends ? place : sums + (ty * kAcross + i) * kWidth<T>, sum[ty][i]);
+      }
   }
 };
 
@@ -127,18 +140,32 @@ struct SampleTile {
   const Places<T>& all;
   int64_t row_begin, row_end;
 
+  // Rows go by, kSumRows at a time; their gradients of the rectangle are copied side by side first, since at
+  // their own places they share few of the cache's sets.
   template <int TH, int TW>
   void run(int64_t y, int64_t x) const {
+    constexpr int kAcross = TW * kParts<T>;
+    alignas(64) T grads[kSumRows * TH * kAcross * kWidth<T>];
     const T* in = s.in + y * s.in_row + x * kLine<T>;
     const T* grad = s.grad + y * s.grad_row + x * kLine<T>;
     const int32_t origin = all.blocks.begin[row_begin * (all.blocks.count + 1)];
-    for (int64_t block = 0; block < all.blocks.count; ++block)
-      for (int64_t row = row_begin; row < row_end; ++row) {
-        const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
-        if (begin[0] == begin[1]) continue;
-        one<TH, TW>(all.offsets + begin[0], all.offsets + begin[1], in, grad + row * s.grad_channel,
-                    all.scratch + (begin[0] - origin) * kWidth<T>);
-      }
+    for (int64_t first = row_begin; first < row_end; first += kSumRows) {
+      const int64_t last = first + kSumRows < row_end ? first + kSumRows : row_end;
+      for (int64_t row = first; row < last; ++row)
+        for (int ty = 0; ty < TH; ++ty)
+#pragma GCC unroll 16
+          for (int i = 0; i < kAcross; ++i)
+            store(grads + (((row - first) * TH + ty) * kAcross + i) * kWidth<T>,
+                  load(grad + row * s.grad_channel + ty * s.grad_row + i * kWidth<T>));
+      for (int64_t block = 0; block < all.blocks.count; ++block)
+        for (int64_t row = first; row < last; ++row) {
+          const int32_t* begin = all.blocks.begin + row * (all.blocks.count + 1) + block;
+          if (begin[0] == begin[1]) continue;
+          one<TH, TW>(all.offsets + begin[0], all.offsets + begin[1], in,
+                      grads + (row - first) * TH * kAcross * kWidth<T>,
+                      all.scratch + (begin[0] - origin) * kWidth<T>);
+        }
+    }
   }
 
   template <int TH, int TW>
@@ -148,7 +175,7 @@ struct SampleTile {
 #pragma GCC unroll 16
     for (int ty = 0; ty < TH; ++ty)
 #pragma GCC unroll 16
-      for (int i = 0; i < kAcross; ++i) held[ty][i] = load(grad + ty * s.grad_row + i * kWidth<T>);
+      for (int i = 0; i < kAcross; ++i) held[ty][i] = load(grad + (ty * kAcross + i) * kWidth<T>);
     constexpr int kGroup = kVectorSize == 64 ? 8 : 4;
     for (; offset + kGroup <= end; offset += kGroup, sums += kGroup * kWidth<T>)
       few<TH, kAcross, kGroup>(offset, in, held, sums);

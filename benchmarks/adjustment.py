@@ -1,0 +1,119 @@
+"""What one adjustment of the mask costs on the CPU, against a training step of the same model.
+
+    python -m benchmarks.adjustment [--model resnet18] [--density 0.1 0.05 0.01] [--batch 64] [--threads 1]
+
+Every layer drops its 10 % of lowest |w| and grows as many of the largest gradients. "growth" is a step that looks for
+them less an ordinary step; "selection" makes the new topologies; "move" changes the masks, with values and momentum.
+Medians; thread CPU time with one thread, wall time with more.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.results import Row, header, write_csv
+from fedsparse import models
+from fedsparse.nn import collect_growth, sparse_layers, sparsify
+from fedsparse.optim import SGD
+from fedsparse.pruning import prune_and_grow
+
+SHARE = 0.1
+
+
+def milliseconds(call: Callable[[], object], runs: int) -> float:
+    """Median of some calls."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times = []
+    for _ in range(runs):
+        start = clock()
+        call()
+        times.append((clock() - start) * 1e3)
+    return statistics.median(times)
+
+
+def measure(dense: torch.nn.Module, density: float, images: torch.Tensor, labels: torch.Tensor, runs: int) -> Row:
+    """The parts of one adjustment at a density."""
+    model = sparsify(copy.deepcopy(dense), density)
+    optimizer = SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    layers = sparse_layers(model)
+    counts = {name: max(1, round(SHARE * layer.topology.nnz)) for name, layer in layers.items()}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    found = {}
+
+    def growing_step() -> None:
+        with collect_growth(layers, counts) as growth:
+            step()
+        found.update(growth)
+
+    def select() -> dict:
+        return {
+            name: prune_and_grow(layer.topology, layer.values.detach(), found[name].groups)
+            for name, layer in layers.items()
+        }
+
+    def change(new: dict) -> None:
+        for name, topology in new.items():
+            optimizer.follow(layers[name].values, layers[name].set_topology(topology))
+
+    step()
+    growing_step()
+    ordinary, growing = milliseconds(step, runs), milliseconds(growing_step, runs)
+    selection = milliseconds(select, runs)
+    moves = []
+    for _ in range(runs):
+        growing_step()
+        new = select()
+        moves.append(milliseconds(lambda new=new: change(new), 1))
+    move = statistics.median(moves)
+    total = max(growing - ordinary, 0.0) + selection + move
+    return {
+        "density": density,
+        "step_ms": ordinary,
+        "growth_ms": growing - ordinary,
+        "selection_ms": selection,
+        "move_ms": move,
+        "adjustment_over_step": total / ordinary,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--density", type=float, nargs="+", default=[0.1, 0.05, 0.01])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--csv", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    images, labels = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
+    dense = models.build(args.model, 10)
+    print(header(f"adjustment of {args.model}, batch {args.batch}"))
+    print("density    step ms  growth ms  selection ms    move ms  adjustment / step")
+    rows = []
+    for density in args.density:
+        row = measure(dense, density, images, labels, args.runs)
+        rows.append(row)
+        print(
+            f"{density:7.0%} {row['step_ms']:10.1f} {row['growth_ms']:10.1f} {row['selection_ms']:13.1f}"
+            f" {row['move_ms']:10.1f} {row['adjustment_over_step']:18.2f}",
+            flush=True,
+        )
+    if args.csv:
+        write_csv(args.csv, rows)
+
+
+if __name__ == "__main__":
+    main()

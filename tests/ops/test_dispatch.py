@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from op_cases import Conv, Linear, OpLog, agree, conv_operands, linear_operands, output_and_gradients
+
+from fedsparse import ops
+from fedsparse.ops import dispatch
+from fedsparse.ops.index import Index
+from fedsparse.topology import Topology
+
+PRODUCTS = ("product", "transposed", "sampled")
+CASE = Conv(N=16, C=16, B=16, H=8, W=8)
+
+
+def work(density: float, batch: int = 16, family: str = "conv2d", product: str = "product", strip: int = 1):
+    return dispatch.Pass(
+        family, product, (10, 100, 3, 3), (1, 1), (8, 8), batch, torch.float32, round(9000 * density), strip
+    )
+
+
+@pytest.fixture
+def times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of measured times of this test alone."""
+    monkeypatch.setenv("FEDSPARSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(dispatch, "_times", {})
+    dispatch._choose.cache_clear()
+    yield tmp_path
+    dispatch._choose.cache_clear()
+
+
+def crossing(monkeypatch: pytest.MonkeyPatch, density: float) -> None:
+    """Ship that crossover for everything."""
+    kinds = {kind: {"single": density, "strips": density} for kind in ("linear", "kxk", "kxk strided")}
+    table = {f"{family} {p}": kinds for family in ("conv2d", "blocked_conv2d", "linear") for p in PRODUCTS}
+    monkeypatch.setattr(dispatch, "_crossovers", lambda: {"avx2": table})
+
+
+def test_the_shipped_table_has_every_pass_and_kind() -> None:
+    table = json.loads(dispatch.CROSSOVERS.read_text())["crossovers"]["avx2"]
+    assert set(table) == {f"{family} {p}" for family in ("conv2d", "blocked_conv2d", "linear") for p in PRODUCTS}
+    for which, kinds in table.items():
+        few = {"few kxk", "few kxk strided", "few 1x1", "few 1x1 strided", "kxk", "kxk strided", "1x1", "1x1 strided"}
+        assert set(kinds) == ({"linear"} if which.startswith("linear") else few)
+        assert all(0 <= row[name] <= 1 for row in kinds.values() for name in ("single", "strips"))
+
+
+def test_dense_above_the_crossover_and_sparse_below(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crossing(monkeypatch, 0.4)
+    assert dispatch.choose(work(0.4)).name == "cpu"
+    assert str(dispatch.choose(work(0.41))) == "dense (shipped crossover 40%)"
+
+
+def test_empty_lanes_count(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 images fill half of 16 lanes: the crossover of .4 is met at .2; 17 images fill 17 of 32."""
+    crossing(monkeypatch, 0.4)
+    assert [dispatch.choose(work(d, batch=8)).name for d in (0.2, 0.21)] == ["cpu", "dense"]
+    assert [dispatch.choose(work(d, batch=17)).name for d in (0.21, 0.22)] == ["cpu", "dense"]
+
+
+def test_measured_times_come_before_the_table_and_are_kept(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crossing(monkeypatch, 0.4)
+    topology, values, x, _ = conv_operands(CASE, torch.float32)
+    with ops.measuring():
+        output_and_gradients(lambda v, x: ops.conv2d(v, topology, x, padding=1), values, x)
+    (file,) = times.iterdir()
+    kept = json.loads(file.read_text())
+    assert sorted(key.split()[1] for key in kept) == ["product", "sampled", "transposed"]
+    assert all(set(row) == {"cpu", "dense"} and min(row.values()) > 0 for row in kept.values())
+    (key,) = (key for key in kept if " product " in key)
+    for faster, slower in (("cpu", "dense"), ("dense", "cpu")):
+        file.write_text(json.dumps(kept | {key: {faster: 1.0, slower: 2.0}}))
+        dispatch._times.clear()
+        dispatch._choose.cache_clear()
+        with OpLog() as log:
+            ops.conv2d(values, topology, x, padding=1)
+        assert ("convolution" in log.names) == (faster == "dense")
+        assert ("conv2d" in log.names) == (faster == "cpu")
+
+
+def test_a_broken_file_of_times_is_named(times: Path) -> None:
+    dispatch._file().write_text("[1,")
+    with pytest.raises(ValueError, match="does not hold measured times .*delete it"):
+        dispatch.choose(work(0.5))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0], ids=["all dense", "all sparse"])
+@pytest.mark.parametrize("region", [False, True])
+def test_results_do_not_depend_on_the_choice(
+    density: float, region: bool, times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossing(monkeypatch, density)
+    topology, *operands = conv_operands(CASE, torch.float64)
+    with ops.use_backend("reference"):
+        expected = output_and_gradients(lambda v, x, b: ops.conv2d(v, topology, x, b, padding=1), *operands)
+
+    def apply(v: torch.Tensor, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if not region:
+            return ops.conv2d(v, topology, x, b, padding=1)
+        return ops.from_blocked(ops.blocked_conv2d(v, topology, ops.to_blocked(x), CASE.B, b, padding=1), CASE.B)
+
+    with OpLog() as log:
+        agree(output_and_gradients(apply, *operands), expected)
+    assert ("convolution" in log.names) == (density == 0)
+    assert ("convolution_backward" in log.names) == (density == 0)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0], ids=["all dense", "all sparse"])
+def test_linear_results_do_not_depend_on_the_choice(
+    density: float, times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossing(monkeypatch, density)
+    topology, *operands = linear_operands(Linear(), torch.float64)
+    with ops.use_backend("reference"):
+        expected = output_and_gradients(lambda v, x, b: ops.spmm(v, topology, x, b), *operands)
+    with OpLog() as log:
+        agree(output_and_gradients(lambda v, x, b: ops.spmm(v, topology, x, b), *operands), expected)
+    assert ("addmm" in log.names) == (density == 0)
+    assert ("spmm" in log.names) == (density == 1)
+
+
+def test_a_forced_back_end_is_not_overruled(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crossing(monkeypatch, 0.0)
+    topology, values, x, _ = conv_operands(CASE, torch.float32)
+    with ops.use_backend("cpu"), OpLog() as log:
+        ops.conv2d(values, topology, x)
+        ops.blocked_conv2d(values, topology, ops.to_blocked(x), CASE.B)
+    assert {"conv2d", "blocked_conv2d"} <= log.names
+    assert "convolution" not in log.names
+
+
+@pytest.mark.parametrize(
+    ("rows", "granularity", "strip"), [(32, 1, 1), (32, 2, 1), (32, 4, 4), (32, 16, 16), (96, 32, 32), (128, 64, 32)]
+)
+def test_strips_are_found(rows: int, granularity: int, strip: int) -> None:
+    """The kernels take strips of 4, 8, 16 and 32 rows; a mask of 64 rows a group is strips of 32."""
+    groups = torch.rand(rows // granularity, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    index = Index.of(Topology.from_mask(groups.repeat_interleave(granularity, 0)))
+    assert torch.ops.fedsparse.strip_rows(index.indptr, index.cols) == strip
+    full = Index.of(Topology.from_mask(torch.ones(12, 3, dtype=torch.bool)))
+    assert torch.ops.fedsparse.strip_rows(full.indptr, full.cols) == 4
