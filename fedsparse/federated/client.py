@@ -16,6 +16,7 @@ from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer
+from fedsparse.nn.walk import parameters_of
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
 from fedsparse.wire import Carrier, Section
@@ -87,7 +88,7 @@ class Client:
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        t, parameters = self.training, list(self.model.parameters())
+        t, parameters = self.training, parameters_of(self.model)
         lr = t.learning_rate(self.round)
         if t.optimizer == "adam":
             self.optimizer = Adam(parameters, lr=lr, weight_decay=t.weight_decay)
@@ -109,7 +110,7 @@ class Client:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return parameters_of(self.model)[0].device
 
     def batches(self, purpose: str, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
@@ -120,12 +121,12 @@ class Client:
         """
         order = numpy_generator(self.seed, purpose, self.round, self.id).permutation(self.index)
         noise = torch_generator(self.seed, f"{purpose}/augment", self.round, self.id) if augment else None
-        size = self.training.batch_size
+        size, device = self.training.batch_size, self.device
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             if len(batch) > 1 or start == 0 or size == 1:
                 x, y = self.data.batch(batch, noise)
-                yield x.to(self.device), y.to(self.device)
+                yield x.to(device), y.to(device)
 
     def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
         """Give a layer a new mask while training goes on; optimizer state follows."""
@@ -144,13 +145,15 @@ class Client:
 def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.model.train()
+    parameters = parameters_of(client.model)
     with client.contexts:
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses, seen = 0.0, 0
             for x, y in client.batches(f"epoch {epoch}", client.training.augment):
                 client.batch = x, y
-                client.optimizer.zero_grad(set_to_none=True)
+                for parameter in parameters:
+                    parameter.grad = None
                 loss = method.loss(client, client.model(x), y)
                 loss.backward()
                 client.pull_to_anchor()

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
+from fedsparse.nn.walk import buffers_of, parameters_of
 from fedsparse.pruning import active_groups, from_groups
 from fedsparse.wire import Bitmap, Carrier, Quantised, Section, Values
 
 
 def parameters(model: nn.Module) -> Tensor:
     """A copy of all parameters as one float32 vector on the CPU."""
-    return _flatten([p.detach() for p in model.parameters()])
+    return _flatten([p.detach() for p in parameters_of(model)])
 
 
 def buffers(model: nn.Module) -> Tensor:
@@ -57,7 +58,7 @@ def sections(model: nn.Module, wire: Carrier, seed: int) -> dict[str, Section]:
 def narrowed(model: nn.Module, wire: Carrier, seed: int) -> Values:
     """The section `parameters` of a model."""
     if wire == "int8":
-        return Quantised(parameters(model), [p.numel() for p in model.parameters()], seed)
+        return Quantised(parameters(model), [p.numel() for p in parameters_of(model)], seed)
     return Values(parameters(model), wire=wire)
 
 
@@ -69,7 +70,7 @@ def beside(wire: Carrier) -> Carrier:
 @torch.no_grad()
 def load_parameters(model: nn.Module, vector: Tensor) -> None:
     """Copy a vector made by `parameters` into a model of the same masks."""
-    _unflatten([p.detach() for p in model.parameters()], vector, "parameters")
+    _unflatten([p.detach() for p in parameters_of(model)], vector, "parameters")
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def split_parameters(model: nn.Module, vector: Tensor) -> tuple[dict[str, Tensor
     owners = {id(layer.values): name for name, layer in sparse_layers(model).items()}
     values: dict[str, Tensor] = {}
     rest = []
-    for parameter, piece in zip(model.parameters(), vector.split([p.numel() for p in model.parameters()])):
+    for parameter, piece in zip(parameters_of(model), vector.split([p.numel() for p in parameters_of(model)])):
         if id(parameter) in owners:
             values[owners[id(parameter)]] = piece
         else:
@@ -171,7 +172,7 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
 
 
 def _float_buffers(model: nn.Module) -> list[Tensor]:
-    return [b for b in model.buffers() if b.is_floating_point()]
+    return [b for b in buffers_of(model) if b.is_floating_point()]
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:

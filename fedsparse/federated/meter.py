@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.nn import SparseLayer
+from fedsparse.nn.walk import buffers_of, parameters_of
 
 
 class Peak:
@@ -34,7 +35,7 @@ class Peak:
     def measure(self, model: nn.Module) -> Iterator[None]:
         """Count what is alive in the context beyond what was at its start, plus the model's own tensors."""
         held = model_bytes(model)
-        device = next(model.parameters()).device
+        device = parameters_of(model)[0].device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
@@ -51,7 +52,7 @@ class Peak:
 
 def model_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters and buffers, index arrays included."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return sum(t.numel() * t.element_size() for t in (*parameters_of(model), *buffers_of(model)))
 
 
 @torch.no_grad()

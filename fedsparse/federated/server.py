@@ -16,6 +16,7 @@ from fedsparse.federated.client import Training
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.seeds import derive
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
+from fedsparse.nn.walk import buffers_of, parameters_of
 from fedsparse.topology import Topology
 from fedsparse.wire import Carrier, Section, Values, decode, encode
 
@@ -55,12 +56,12 @@ class Server:
     @property
     def parameter_count(self) -> int:
         """Numbers in the parameter vector: active weights and dense parameters."""
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(p.numel() for p in parameters_of(self.model))
 
     @property
     def buffer_count(self) -> int:
         """Numbers in the buffer vector."""
-        return sum(b.numel() for b in self.model.buffers() if b.is_floating_point())
+        return sum(b.numel() for b in buffers_of(self.model) if b.is_floating_point())
 
     def dense_weights(self) -> dict[str, Tensor]:
         """The weights of the layers that masks are made for, by name, while they are still dense."""

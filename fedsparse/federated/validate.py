@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 from fedsparse.federated.total import LIMIT
 from fedsparse.wire import Masked, Pairs, Section, Spec, Values, ValuesSpec, WireError, decode
@@ -54,8 +53,10 @@ def judge(
 def _check_numbers(name: str, section: Section) -> None:
     if not isinstance(section, Values | Pairs | Masked):
         return
-    array = section.tensor()
-    if not bool(torch.isfinite(array).all()):
+    array = section.values if section.values.dtype.kind == "f" else section.tensor().float().numpy()
+    # A NaN is the largest and the smallest.
+    magnitude = float(max(array.max(), -array.min())) if array.size else 0.0
+    if not math.isfinite(magnitude):
         raise UpdateError(f"{name} holds a number that is not finite")
-    if array.numel() and float(array.abs().max()) >= LIMIT:
-        raise UpdateError(f"{name} holds a number of magnitude {float(array.abs().max()):g}, the limit is {LIMIT:g}")
+    if magnitude >= LIMIT:
+        raise UpdateError(f"{name} holds a number of magnitude {magnitude:g}, the limit is {LIMIT:g}")

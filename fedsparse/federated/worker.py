@@ -95,9 +95,16 @@ class Worker:
     def _draws_of(self, purpose: str, id: int) -> Iterator[None]:
         """Draws that name no generator, as dropout's, come from (round, client, purpose), whoever worked before."""
         round = 0 if self.weights is None else self.weights.round
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, f"{purpose}/torch", round, id))
+        seed, generator = derive(self.seed, f"{purpose}/torch", round, id), torch.default_generator
+        before = generator.get_state()
+        # torch.manual_seed would note a stack trace at each call for a CUDA that never starts.
+        generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        try:
             yield
+        finally:
+            generator.set_state(before)
 
     def _client(self, id: int, round: int = 0) -> Client:
         self._reset_counters()
@@ -114,6 +121,8 @@ class Worker:
             buffer.copy_(self._start.setdefault(name, buffer.clone()))
 
     def _return_to_common_mask(self) -> None:
+        if not self.common:
+            return
         for name, layer in sparse_layers(self.model).items():
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
             if name in self.common and layer.cols is not self.common[name].cols:

@@ -61,6 +61,8 @@ Carrier = Literal["fp32", "fp16", "bf16", "int8"]
 
 def as_array(values: Array | Tensor, argument: str) -> Array:
     """A C-contiguous, aligned numpy array of `values` (shared where possible; bfloat16 as uint16 bits)."""
+    if type(values) is np.ndarray and values.flags.carray:
+        return values
     if isinstance(values, Tensor):
         tensor = values.detach().cpu().contiguous()
         if tensor.dtype == torch.bfloat16:

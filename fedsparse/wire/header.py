@@ -21,6 +21,7 @@ The payloads of the sections follow in the order of the table: indices first, th
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,6 +39,7 @@ PREAMBLE = struct.Struct("<4sBBHIiI")
 CHECKSUMS = struct.Struct("<II")
 MAX_NUMBER = 1 << 40
 MAX_TEXT = 255
+KEPT_BODY = 4096
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def write(kind: str, round: int, sender: int, table: dict[str, Layout], payload_
     return start + _checksum(start).to_bytes(4, "little")
 
 
+@lru_cache(maxsize=256)
 def _line(name: str, layout: Layout) -> bytes:
     coded = _text(name, f"section name {name!r}")
     types = (layout.dtype.code << 4 | layout.wire.code) if layout.dtype and layout.wire else 0
@@ -119,13 +122,16 @@ def read(data: memoryview) -> Header:
     payload_checksum, checksum = CHECKSUMS.unpack_from(header, length - CHECKSUMS.size)
     if _checksum(header[:-4]) != checksum:
         raise WireError("the header does not match its checksum")
-    reader = _Reader(header[: -CHECKSUMS.size], PREAMBLE.size)
+    body = header[PREAMBLE.size : -CHECKSUMS.size]
+    read_body = _read_body_again if len(body) <= KEPT_BODY else _read_body
+    kind, table = read_body(body, kind_length, sections)
+    return Header(kind, round, sender, dict(table), payload_checksum, length)
+
+
+def _read_body(body: bytes, kind_length: int, sections: int) -> tuple[str, dict[str, Layout]]:
+    """The kind and the table."""
+    reader = _Reader(body, 0)
     kind = reader.text(kind_length, "the kind")
-    table = _read_table(reader, sections)
-    return Header(kind, round, sender, table, payload_checksum, length)
-
-
-def _read_table(reader: "_Reader", sections: int) -> dict[str, Layout]:
     table: dict[str, Layout] = {}
     for _ in range(sections):
         name = reader.text(reader.byte(), "a section's name")
@@ -137,7 +143,11 @@ def _read_table(reader: "_Reader", sections: int) -> dict[str, Layout]:
             raise WireError(f"section {name!r}: {error}") from None
     if reader.at != len(reader.data):
         raise WireError(f"{len(reader.data) - reader.at} bytes follow the {sections} lines of the table")
-    return table
+    return kind, table
+
+
+# The reports of a round differ in their senders and payloads, not in their tables.
+_read_body_again = lru_cache(maxsize=64)(_read_body)
 
 
 def _read_layout(reader: "_Reader") -> Layout:

@@ -1,0 +1,154 @@
+"""What a round of the engine costs, beside pfl-research and Flower: `python -m benchmarks.engine [TASK...]`.
+
+Three tasks (`benchmarks/rivals/tasks.py`), the same torch models, random data and one thread everywhere; FedAvg, one
+local epoch of plain SGD. Ours encodes, counts, decodes and judges every message; the rivals pass arrays. The rivals run
+in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), made at the first call, with the torch
+that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
+cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.rivals.tasks import TASKS, WARM_UP, Clock, Task, build, images
+from fedsparse.data import Dataset
+from fedsparse.federated import Experiment, Loop, Training
+from fedsparse.methods import FedAvg
+
+RIVALS = Path(__file__).parent / "rivals"
+PACKAGES = {"pfl": "pfl[pytorch]>=0.6", "flower": "flwr[simulation]"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured engine; or, with a reason, one that was not."""
+
+    engine: str
+    version: str = ""
+    wall: float = float("nan")
+    cpu: float = float("nan")
+    reason: str = ""
+
+
+def ours(task: Task, density: float) -> Row:
+    """Median seconds of a round of this library in one process."""
+    x, y = images(task)
+    channels = (0.0,) * task.shape[0], (1.0,) * task.shape[0]
+    data = Dataset("random", x, y, task.classes, *channels)
+    test = replace(data, images=x[:10], labels=y[:10])
+    parts = list(np.arange(len(y)).reshape(task.clients, task.samples))
+    rounds = task.rounds + WARM_UP
+    training = Training(rounds, task.per_round, 1, task.batch, task.lr, momentum=0.0, eval_every=rounds)
+    loop = Loop(Experiment(build(task), FedAvg(density=density), data, test, parts, training))
+    loop.open()
+    clock = Clock()
+    for t in range(rounds):
+        loop.round(t)
+        clock.mark()
+    name = "fedsparse, dense" if density == 1 else f"fedsparse, density {density:g}"
+    return _row(name, "", clock.rounds())
+
+
+def rival(name: str, task: str) -> Row:
+    """A task in another engine, in its own environment and process."""
+    try:
+        python = environment(name)
+        command = [str(python), str(RIVALS / f"{name}_run.py"), task]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=RIVALS, check=True)
+        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or error.stdout or "it ended without a word").strip().splitlines()[-1]
+        return Row(name, reason=f"exit code {error.returncode}: {last}")
+    except (OSError, subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:
+        return Row(name, reason=f"{type(error).__name__}: {error}".splitlines()[0])
+    if said["torch"] != torch.__version__:
+        return Row(name, said["version"], reason=f"it has torch {said['torch']}, not {torch.__version__}")
+    return _row(name, said["version"], said["rounds"])
+
+
+def environment(name: str) -> Path:
+    """The Python of the rivals' environment, which is made, or completed by a rival's packages, where it is missing."""
+    folder = Path(os.environ.get("FEDSPARSE_RIVALS", Path.home() / ".cache" / "fedsparse-rivals"))
+    python, done = folder / "bin" / "python", folder / f"has-{name}"
+    if not python.exists():
+        print(f"making {folder} (0.5 GB, some minutes, once)", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        site = subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True
+        )
+        # The torch of this interpreter, after whatever the rivals bring of their own.
+        (Path(site.strip()) / "zz_torch.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    if not done.exists():
+        pins = ["-c", str(Path(__file__).parent.parent / "constraints.txt")]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, PACKAGES[name]], check=True)
+        done.touch()
+    return python
+
+
+def _row(engine: str, version: str, rounds: list[tuple[float, float]]) -> Row:
+    wall, cpu = (statistics.median(column) for column in zip(*rounds))
+    return Row(engine, version, wall, cpu)
+
+
+def show(name: str, task: Task, rows: list[Row]) -> None:
+    """Print a task's table."""
+    print(
+        f"\n{name}: {task.clients} clients x {task.samples} samples, {task.per_round} a round, batches of {task.batch}"
+    )
+    print("| engine | CPU s a round | wall s a round | CPU ms a client |\n| --- | --- | --- | --- |")
+    for row in rows:
+        if row.reason:
+            print(f"| {row.engine} {row.version} | not measured: {row.reason} | | |")
+        else:
+            each = 1000 * row.cpu / task.per_round
+            print(f"| {row.engine} {row.version} | {row.cpu:.3f} | {row.wall:.3f} | {each:.2f} |", flush=True)
+
+
+def plain(task: Task) -> Row:
+    """The training alone: one model, one optimizer, the same batches; what is above it is the engine's overhead."""
+    x, y = images(task)
+    model = build(task)
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
+    clock = Clock()
+    for _ in range(min(task.rounds, 10) + WARM_UP):
+        for client in range(task.per_round):
+            part = slice(client * task.samples, (client + 1) * task.samples)
+            for bx, by in zip(x[part].split(task.batch), y[part].split(task.batch)):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(bx), by).backward()
+                optimizer.step()
+        clock.mark()
+    return _row("plain torch, training alone", "", clock.rounds())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="all by default")
+    parser.add_argument("--without", action="append", default=[], choices=list(PACKAGES), help="leave a rival out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, one thread")
+    for name in options.tasks or TASKS:
+        task = TASKS[name]
+        rows = [plain(task), ours(task, 1.0)]
+        rows += [ours(task, 0.1)] if name != "linear" else []
+        rows += [rival(other, name) for other in PACKAGES if other not in options.without]
+        show(name, task, rows)
+
+
+if __name__ == "__main__":
+    main()
