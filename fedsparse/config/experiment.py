@@ -18,6 +18,7 @@ from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
 from fedsparse.federated import Checkpoints, Experiment, Training
+from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 
 Splits = tuple[Samples, Samples]
@@ -44,6 +45,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         training=Training(**config.train.model_dump(exclude={"pretrain_epochs"}), augment=config.data.augment),
         seed=config.seed,
         wire=config.wire.values,
+        aggregation=Aggregation(**config.aggregation.model_dump()),
         public=public if len(public) else None,
         pretrain_epochs=config.train.pretrain_epochs,
         name=config.name,
@@ -63,6 +65,12 @@ def check_names(config: Config) -> None:
         raise ConfigError(
             f"train.clients_per_round is {config.train.clients_per_round} "
             f"but must be at most partition.clients, which is {config.partition.clients}"
+        )
+    least = 2 * config.aggregation.attackers + 3
+    if config.aggregation.rule == "krum" and config.train.clients_per_round < least:
+        raise ConfigError(
+            f"aggregation.attackers is {config.aggregation.attackers}, for which Krum needs {least} clients a round, "
+            f"but train.clients_per_round is {config.train.clients_per_round}"
         )
 
 

@@ -107,6 +107,19 @@ class Checkpoints(Table):
     keep: Annotated[int, Field(ge=1, le=1_000_000)] = 3
 
 
+class Aggregation(Table):
+    """`[aggregation]`: how the reports of a round become one; see `fedsparse.federated.robust.Aggregation`.
+
+    `rule`: "mean" weighted by samples, or "median", "trimmed", "krum", which keep every report in memory. `trim` is the
+    share cut at either end, `attackers` what Krum expects, `norm_bound` the farthest that a report may move the model.
+    """
+
+    rule: Literal["mean", "median", "trimmed", "krum"] = "mean"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    attackers: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    norm_bound: Positive | None = None
+
+
 class Tables(Table):
     """All of a configuration but its `[method]`.
 
@@ -123,6 +136,7 @@ class Tables(Table):
     model: Model = Model()
     train: Train = Train()
     wire: Wire = Wire()
+    aggregation: Aggregation = Aggregation()
     checkpoints: Checkpoints = Checkpoints()
 
 

@@ -76,6 +76,23 @@ def digest(server: Server, sections: Mapping[str, Section]) -> dict[str, Section
     return {"weights": by_coordinate, "rest": Values(rest), **others}
 
 
+def check_norm(server: Server, sections: Mapping[str, Section], bound: float) -> None:
+    """Refuse (UpdateError) a digested report whose model is farther than `bound` from the server's, in the 2-norm.
+
+    Where masks differ, weights are compared that the client holds, one that the server lacks counting as 0 there.
+    """
+    before, square = exchange.parameters(server.model), 0.0
+    if isinstance(parameters := sections.get("parameters"), Values):
+        square = float((parameters.tensor() - before).double().square().sum())
+    held, rest = sections.get("weights"), sections.get("rest")
+    if isinstance(held, Masked) and isinstance(rest, Values):
+        ours = weights(server.model)[torch.as_tensor(held.mask)]
+        _, dense = exchange.split_parameters(server.model, before)
+        square = sum(float((a - b).double().square().sum()) for a, b in ((held.tensor(), ours), (rest.tensor(), dense)))
+    if not square <= bound**2:
+        raise UpdateError(f"its model is {square**0.5:g} away from the server's, the bound is {bound:g}")
+
+
 @dataclass(frozen=True)
 class Merged:
     """A mean over clients whose masks differ.

@@ -12,6 +12,7 @@ from torch import nn
 from fedsparse.data import Samples
 from fedsparse.federated.client import Training
 from fedsparse.federated.method import Method
+from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.worker import Worker
 from fedsparse.wire import Carrier
 
@@ -35,7 +36,7 @@ class Experiment:
     model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
     client. wire: how parameters travel both ways. public: samples that the server holds and pretrains the model on
     for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
-    of model and dataset).
+    of model and dataset). aggregation: how the reports of a round become one.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Experiment:
     pretrain_epochs: int = 1
     name: str = "run"
     labels: Mapping[str, str] = field(default_factory=dict)
+    aggregation: Aggregation = field(default_factory=Aggregation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 

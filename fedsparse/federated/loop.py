@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fedsparse.federated import checkpoint, faults, mask_change
+from fedsparse.federated import checkpoint, coordinates, faults, mask_change
 from fedsparse.federated.artefacts import write_json
 from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
@@ -150,7 +150,7 @@ class Loop:
         faults.reach("send", t)
         self._send(t, sampled)
         expect = self.experiment.method.expect(self.server, t)
-        total = Total(self._samples(sampled))
+        total = self.experiment.aggregation.total(self._samples(sampled))
         work = []
         for done in self.workers.work(Tag.TRAIN, sampled):
             work.append(done)
@@ -224,6 +224,8 @@ class Loop:
         try:
             facts, sent = judge(report, kind, t, id, self.server.samples[id], expect)
             sections = self.experiment.method.digest(self.server, sent, t)
+            if self.experiment.aggregation.norm_bound is not None and kind == "report":
+                coordinates.check_norm(self.server, sections, self.experiment.aggregation.norm_bound)
         except UpdateError as reason:
             self._rejected.append({"client": id, "reason": str(reason)})
             return
