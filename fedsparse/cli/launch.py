@@ -15,6 +15,7 @@ from typing import Any
 from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sentence
 from fedsparse.cli.folders import RunFolder, inner_folder, locked
 from fedsparse.cli.progress import progress
+from fedsparse.cli.sinks import recording
 from fedsparse.config import Config, ConfigError, load_several
 from fedsparse.config.sentences import shown
 from fedsparse.federated.checkpoint import CheckpointError
@@ -123,7 +124,10 @@ def carry_out(config: Config, experiment: Any, folder: RunFolder, quiet: bool, s
     try:
         if not folder.old:
             write_json(folder.path / "config.json", config.as_dict())
-        with progress(config.name, config.train.rounds, quiet) as on_round:
+        with (
+            progress(config.name, config.train.rounds, quiet) as show,
+            recording(config, folder.path, show) as on_round,
+        ):
             if world_size() == 1:
                 return federated.run(experiment, folder.path, on_round, start=start)
             return run_on_ranks(experiment, folder.path, on_round, start, deadline=config.deadline) or {}

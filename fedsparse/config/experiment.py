@@ -7,6 +7,7 @@ sizes that do not fit together.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,12 @@ def check_names(config: Config) -> None:
             f"train.clients_per_round is {config.train.clients_per_round} "
             f"but must be at most partition.clients, which is {config.partition.clients}"
         )
+    for sink in config.track:
+        if importlib.util.find_spec(sink) is None:
+            raise ConfigError(
+                f"track names {sink!r}, but the package {sink} is not installed; "
+                f"pip install 'fedsparse[{sink}]' brings it"
+            )
     least = 2 * config.aggregation.attackers + 3
     if config.aggregation.rule == "krum" and config.train.clients_per_round < least:
         raise ConfigError(
