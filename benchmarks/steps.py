@@ -1,13 +1,16 @@
-"""A whole training step on the CPU: sparse, with and without the blocked region, against dense and masked dense torch.
+"""A whole training step on the CPU: sparse, single weights and strips of 16, against dense and masked dense torch.
 
-    python -m benchmarks.steps [--model resnet18] [--density 0.2 0.1 0.05 0.01] [--batch 64] [--threads 1] [--steps 5]
+    python -m benchmarks.steps [--model resnet18] [--density 0.2 0.1 0.05 0.01] [--distribution uniform | erk]
+        [--batch 64] [--threads 1] [--steps 5] [--csv FILE]
 
-A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "NCHW" and
-"channels_last" are torch's dense model in those layouts; "masked" is the dense model whose weights are multiplied by
-the mask before the step and its gradients after. Densities are ERK. Logits are compared with those of the masked model
-before anything is timed. Time: the median and the least of the steps, thread CPU time with one thread, wall time with
-more; the contenders take turns, so that a busy machine is busy for all. Memory: the most bytes of tensors alive during
-a step, kernels' scratch included, beyond the model and the optimizer's state, and that state with the model.
+A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "dense NCHW"
+and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
+multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in which
+16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer. Layer densities are
+uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
+steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is busy
+for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and the
+optimizer's state ("step"), and that state with the model ("held").
 """
 
 import argparse
@@ -16,19 +19,22 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.results import Row, header, write_csv
 from fedsparse import models
 from fedsparse.federated.meter import _cpu_meter, model_bytes
 from fedsparse.nn import prunable, sparsify, use_region
-from fedsparse.ops.load import compiled
 from fedsparse.optim import SGD
 from fedsparse.pruning import masks_from_scores, score
 
 MIB = 2**20
+GOALS = {0.5: 1.1, 0.2: 2.5, 0.1: 4.0, 0.05: 6.0, 0.02: 8.0, 0.01: 10.0}
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -86,24 +92,32 @@ class Contender:
         return model_bytes(self.model) + momentum + sum(mask.numel() * 4 for mask in self.masks.values())
 
 
-def contenders(
-    dense: nn.Module, density: float | None, images: Tensor, labels: Tensor, distribution: str, granularity: int
-) -> list[Contender]:
-    """The dense models without a density, else the masked and the sparse ones."""
+def contenders(dense: nn.Module, density: float | None, distribution: str, batch: Batch) -> list[list[Contender]]:
+    """Groups that compute the same: the dense models without a density, else those of each granularity."""
+    images, labels = batch
     if density is None:
         last = {"memory_format": torch.channels_last}
         return [
-            Contender("dense NCHW", copy.deepcopy(dense), images, labels),
-            Contender("dense channels_last", copy.deepcopy(dense).to(**last), images.to(**last), labels),
+            [
+                Contender("dense NCHW", copy.deepcopy(dense), images, labels),
+                Contender("dense channels_last", copy.deepcopy(dense).to(**last), images.to(**last), labels),
+            ]
         ]
     weights = {name: layer.get_parameter("weight").detach() for name, layer in prunable(dense).items()}
     scores = score.random(weights, torch.Generator().manual_seed(0))
-    masks = masks_from_scores(scores, density, distribution, granularity)
-    float_masks = {name: mask.float() for name, mask in masks.items()}
+    single, strips = (masks_from_scores(scores, density, distribution, v) for v in (1, 16))
+
+    def masked(masks: dict[str, Tensor]) -> Contender:
+        floats = {name: mask.float() for name, mask in masks.items()}
+        return Contender("masked dense", copy.deepcopy(dense), images, labels, floats)
+
+    def sparse(name: str, masks: dict[str, Tensor], region: bool, granularity: int = 1) -> Contender:
+        model = sparsify(copy.deepcopy(dense), masks=masks, granularity=granularity)
+        return Contender(name, model, images, labels, region=region)
+
     return [
-        Contender("masked dense", copy.deepcopy(dense), images, labels, float_masks),
-        Contender("sparse", sparsify(copy.deepcopy(dense), masks=masks), images, labels),
-        Contender("sparse, region", sparsify(copy.deepcopy(dense), masks=masks), images, labels, region=True),
+        [masked(single), sparse("sparse, NCHW", single, False), sparse("sparse", single, True)],
+        [masked(strips), sparse("sparse V16", strips, True, 16)],
     ]
 
 
@@ -115,6 +129,35 @@ def check(group: list[Contender]) -> None:
         assert error < 1e-3, f"{c.name} is wrong: relative error {error:.1e}"
 
 
+def measure(dense: nn.Module, densities: list[float], distribution: str, batch: Batch, steps: int) -> list[Row]:
+    """A row for each contender."""
+    by_density: dict[float | None, list[Contender]] = {}
+    for density in (None, *densities):
+        groups = contenders(dense, density, distribution, batch)
+        for group in groups:
+            check(group)
+        by_density[density] = [c for group in groups for c in group if c is not groups[-1][0] or group is groups[0]]
+    everybody = [c for group in by_density.values() for c in group]
+    for c in everybody:
+        c.measure_memory()
+    for _ in range(steps):
+        for c in everybody:
+            c.timed()
+    best = min(statistics.median(c.times) for c in by_density[None])
+    return [
+        {
+            "density": density,
+            "who": c.name,
+            "step_ms": statistics.median(c.times) * 1e3,
+            "over_best_dense": best / statistics.median(c.times),
+            "step_MiB": c.peak / MIB,
+            "held_MiB": c.held / MIB,
+        }
+        for density, group in by_density.items()
+        for c in group
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["resnet18", "resnet20", "vgg11", "cnn"], default="resnet18")
@@ -123,38 +166,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--distribution", choices=["uniform", "erk"], default="uniform")
-    parser.add_argument("--granularity", type=int, default=1)
+    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    images, labels = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
-    dense = models.build(args.model, 10)
-    how = (images, labels, args.distribution, args.granularity)
-    rivals = contenders(dense, None, *how)
-    groups = {None: rivals, **{d: contenders(dense, d, *how) for d in args.density}}
-    everybody = [c for group in groups.values() for c in group]
-    for group in groups.values():
-        check(group)
-    for c in everybody:
-        c.measure_memory()
-    for _ in range(args.steps):
-        for c in everybody:
-            c.timed()
-    best = min(min(c.times) for c in rivals)
-    median = min(statistics.median(c.times) for c in rivals)
-    isa = compiled()["instruction_set_chosen"]
-    print(f"{args.model}, batch {args.batch}, {args.threads} thread(s), {isa}: one training step")
-    print(
-        "density  who                    median ms   least ms   times best dense (median, least)   step MiB  held MiB"
-    )
-    for density, group in groups.items():
-        for c in group:
-            middle, least = statistics.median(c.times), min(c.times)
-            share = "" if density is None else f"{density:.0%}"
-            print(
-                f"{share:>7}  {c.name:20} {middle * 1e3:11.1f} {least * 1e3:10.1f} {median / middle:16.2f}"
-                f" {best / least:10.2f} {c.peak / MIB:14.1f} {c.held / MIB:9.1f}"
-            )
+    batch = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
+    rows = measure(models.build(args.model, 10), args.density, args.distribution, batch, args.steps)
+    print(header(f"one training step of {args.model}, batch {args.batch}, {args.distribution} densities"))
+    print(f"density  {'who':20}   step ms  ratio (goal)  step MiB  held MiB")
+    for row in rows:
+        share = "" if row["density"] is None else f"{row['density']:.0%}"
+        stands = args.model == "resnet18" and args.distribution == "uniform" and row["who"] == "sparse"
+        goal = f"({GOALS[row['density']]:g})" if stands and row["density"] in GOALS else ""
+        print(
+            f"{share:>7}  {row['who']:20} {row['step_ms']:9.1f} {row['over_best_dense']:6.2f} {goal:7}"
+            f" {row['step_MiB']:8.1f} {row['held_MiB']:9.1f}"
+        )
+    if args.csv:
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -207,6 +207,27 @@ def compare(
     return 0 if complete else INTERRUPTED
 
 
+@app.command()
+def explain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time both on this machine first, and keep the times for later runs.")
+    ] = False,
+) -> None:
+    """Tell, layer by layer, which passes run on sparse kernels and which on dense torch, and why."""
+    import torch
+
+    from fedsparse.cli.explanation import explanation
+    from fedsparse.config import load
+    from fedsparse.config.experiment import experiment_of
+
+    checked = load(config, overrides or [], None, data_dir)
+    torch.set_num_threads(checked.threads)
+    typer.echo(explanation(experiment_of(checked), measure))
+
+
 @app.command("list")
 def list_command(
     what: Annotated[Listed, typer.Argument(help="What to list.")], format: AsFormat = Format.table

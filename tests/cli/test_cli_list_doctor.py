@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,12 @@ def test_version_and_help_load_no_torch() -> None:
     assert "doctor" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
     assert "[0, 0, " in done.stdout
+
+
+def test_explain_tells_what_runs_each_pass(here: Path, capsys: Capture) -> None:
+    config = str(here / "pair" / "sparse.toml")
+    shipped = printed(capsys, "explain", config, "--set", "model.name='cnn'")
+    assert re.search(r"sparse, \d+ of \d+ weights \(.*%\).*forward (cpu|dense) \(shipped crossover \d+%\)", shipped)
+    measured = printed(capsys, "explain", config, "--set", "model.name='cnn'", "--measure")
+    assert re.search(r"weight gradient (cpu|dense) \(cpu [0-9.]+ ms, dense [0-9.]+ ms\)", measured)
+    assert printed(capsys, "explain", config, "--set", "model.name='cnn'").count(" ms") >= measured.count(" ms") - 2
