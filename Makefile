@@ -8,10 +8,12 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o
 # As root, and with more ranks than cores, Open MPI has to be told that this is meant.
 MPI_ENVIRONMENT := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+RESULTS := benchmarks/results/cpu
+SPARSEPROP ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsparse/rivals/sparseprop-0.1.14
 HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu-check lint clean
+.PHONY: help install demo test bench rivals gpu-check lint clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,9 +38,19 @@ demo: $(INSTALLED) ## Train dense, on a fixed mask and with FedTiny, and put the
 test: $(INSTALLED) ## Run all tests
 	$(MPI_ENVIRONMENT) GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest
 
-bench: $(INSTALLED) ## Measure layers and messages against the best dense and public competitors
-	$(BIN)/python -m benchmarks.layers
+bench: $(INSTALLED) ## Measure layers, steps, an adjustment and messages against the best dense torch and public rivals
+	$(BIN)/python -m benchmarks.layers --csv $(RESULTS)/layers.csv $(if $(wildcard $(SPARSEPROP)),--sparseprop $(SPARSEPROP))
+	$(BIN)/python -m benchmarks.linear --csv $(RESULTS)/linear.csv
+	for model in resnet18 vgg11 resnet20; do \
+		$(BIN)/python -m benchmarks.steps --model $$model --csv $(RESULTS)/$$model.csv || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.steps --threads 2 --csv $(RESULTS)/resnet18-2-threads.csv
+	$(BIN)/python -m benchmarks.adjustment --csv $(RESULTS)/adjustment.csv
 	$(BIN)/python -m benchmarks.wire
+	$(BIN)/python -m benchmarks.plot $(RESULTS)
+
+rivals: $(INSTALLED) ## Build SparseProp, a rival of `make bench`, outside the tree (about 5 minutes)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(SPARSEPROP) sparseprop==0.1.14
 
 gpu-check: ## Check and measure the GPU back ends; "not measured" where no GPU is visible
 	@python="$${FEDSPARSE_PYTHON:-python3}"; \
