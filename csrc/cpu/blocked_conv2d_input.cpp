@@ -1,7 +1,11 @@
 // conv2d_input with gy [blocks, N, H', W', lanes] and dx [blocks, C, H, W, lanes].
+//
+// Strips scatter: a strip's gradients of one pixel, once loaded, serve all its columns.  Single weights
+// gather.
 #include <torch/csrc/stable/library.h>
 
 #include "conv_bands.h"
+#include "scatter.h"
 
 namespace fedsparse {
 namespace {
@@ -32,9 +36,63 @@ std::vector<Phase<T>> phases_of(const Conv& conv, const Band& band, const Index&
   return phases;
 }
 
+// Padded sums of one block of images, and a plane more, to which entries without weight add.
+template <typename T>
+void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStrips<T>& strips, int64_t part,
+                   const T* grad, T* sums, T* dx) {
+  constexpr int64_t kLine = kLanes<T>, kBandBytes = 512 * 1024;
+  const int64_t first = strips.first(part), last = strips.first(part + 1);
+  std::fill(sums + first * plane.lines * kLine, sums + last * plane.lines * kLine, T(0));
+  Scatter<T> s{sums,
+               conv.stride.y * plane.pitch * kLine,
+               grad,
+               conv.out.y * conv.out.x * kLine,
+               conv.out.x * kLine,
+               0,
+               0,
+               conv.out.x};
+  const int64_t row_bytes = (last - first) * plane.pitch * kLine * static_cast<int64_t>(sizeof(T));
+  const int64_t rows = std::max<int64_t>(1, kBandBytes / row_bytes);
+  for (; s.row_begin < conv.out.y; s.row_begin = s.row_end) {
+    s.row_end = std::min(conv.out.y, s.row_begin + rows);
+    strips.run(s, part);
+  }
+  const int64_t pixels = conv.in.y * conv.in.x;
+  for (int64_t c = first; c < last; ++c)
+    for (int64_t pixel = 0; pixel < pixels; ++pixel)
+      line_kernels<T>().copy(sums + (c * plane.lines + plane.place[pixel]) * kLine, 1,
+                             dx + (c * pixels + pixel) * kLine);
+}
+
+template <typename T>
+void scatter_gradient(const Conv& conv, const Index& index, int64_t strip, const Tensor& values,
+                      const Tensor& gy, Tensor& dx) {
+  const PaddedPlane plane = input_plane(conv);
+  const auto table = input_table("blocked_conv2d_input", conv, plane, kLanes<T>);
+  const int64_t blocks = gy.size(0), threads = torch::stable::get_num_threads();
+  const ScatterStrips<T> strips(index, in_ptr<T>(values), strip, table,
+                                conv.channels * plane.lines * kLanes<T>,
+                                std::max<int64_t>(1, threads / blocks));
+  const int64_t items = blocks * strips.parts(), workers = std::min(threads, items);
+  const int64_t size = (conv.channels + 1) * plane.lines * kLanes<T>;
+  const Tensor sums = torch::stable::new_zeros(gy, {workers * size});
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t item = worker * items / workers; item < (worker + 1) * items / workers; ++item) {
+        const int64_t block = item / strips.parts();
+        scatter_block(conv, plane, strips, item % strips.parts(),
+                      in_ptr<T>(gy) + block * conv.rows * conv.out.y * conv.out.x * kLanes<T>,
+                      out_ptr<T>(sums) + worker * size,
+                      out_ptr<T>(dx) + block * conv.channels * conv.in.y * conv.in.x * kLanes<T>);
+      }
+  });
+}
+
 template <typename T>
 void input_gradient(const Conv& conv, const Index& index, const Tensor& values, const Tensor& gy,
                     Tensor& dx) {
+  const int64_t strip = strip_columns(index, conv.taps());
+  if (strip > 1) return scatter_gradient<T>(conv, index, strip, values, gy, dx);
   const Band band = gradient_band<T>(conv);
   const auto phases = phases_of<T>(conv, band, index, in_ptr<T>(values));
   const int64_t out_row = conv.in.x * kLanes<T>, out_channel = conv.in.y * out_row;

@@ -20,12 +20,29 @@ struct Strips {
   const int32_t *starts, *offsets;
 };
 
+// Gradient to the input of strips: every output pixel adds to the lines that its entries read.  For pixel (y,
+// x) that is the line at offset + y * sums_row + x * line of `sums`; row r of the weight has its gradients at
+// grad + r * grad_channel + y * grad_row + x * line.
+template <typename T>
+struct Scatter {
+  T* sums;
+  int64_t sums_row;
+  const T* grad;
+  int64_t grad_channel, grad_row;
+  int64_t row_begin, row_end;  // rows of pixels
+  int64_t width;
+};
+
 template <typename T>
 struct StripKernels {
   // As Kernels::gather; blocks and taps of the Gather are not read.
   void (*gather)(const Gather<T>&, const Strips&, const T* packed, int64_t strip_begin, int64_t strip_end);
   // As Kernels::sample, with the gradient packed; blocks, offsets, scratch and gradient are not read.
   void (*sample)(const Sample<T>&, const Strips&, T* packed, int64_t strip_begin, int64_t strip_end);
+  // Here every strip has a multiple of scatter_entries entries, and its weights lie in groups of so many, in
+  // a group row by row.  The entries of a group must not share an offset, unless their weights are zero.
+  void (*scatter)(const Scatter<T>&, const Strips&, const T* packed, int64_t strips);
+  int64_t scatter_entries;
 };
 
 struct StripTable {

@@ -196,9 +196,68 @@ void sample(const Sample<T>& s, const Strips& strips, T* packed, int64_t strip_b
     }
 }
 
+// ---- scatter --------------------------------------------------------------------------------------------
+
+// Entries whose sums are held at a time: 8 accumulators.
+template <typename T>
+constexpr int kHeld = 8 / kParts<T>;
+
+// One group of entries at one pixel: its lines of sums stay in registers while the strip's rows stream by.
+template <typename T>
+inline void add_rows(const int32_t* offsets, const T* weights, const T* grads, int64_t rows, T* sums) {
+  T* lines[kHeld<T>];
+  Vec<T> sum[kHeld<T>][kParts<T>];
+#pragma GCC unroll 8
+  for (int e = 0; e < kHeld<T>; ++e) {
+    lines[e] = sums + offsets[e];
+#pragma GCC unroll 2
+    for (int i = 0; i < kParts<T>; ++i) sum[e][i] = load(lines[e] + i * kWidth<T>);
+  }
+  for (int64_t row = 0; row < rows; ++row, weights += kHeld<T>, grads += kLine<T>) {
+    Vec<T> grad[kParts<T>];
+#pragma GCC unroll 2
+    for (int i = 0; i < kParts<T>; ++i) grad[i] = load(grads + i * kWidth<T>);
+#pragma GCC unroll 8
+    for (int e = 0; e < kHeld<T>; ++e) {
+      const Vec<T> weight = broadcast(weights[e]);
+#pragma GCC unroll 2
+      for (int i = 0; i < kParts<T>; ++i) sum[e][i] += weight * grad[i];
+    }
+  }
+#pragma GCC unroll 8
+  for (int e = 0; e < kHeld<T>; ++e)
+#pragma GCC unroll 2
+    for (int i = 0; i < kParts<T>; ++i) store(lines[e] + i * kWidth<T>, sum[e][i]);
+}
+
+// The gradients of one pixel are copied side by side first: at their own places they share few cache sets.
+template <typename T>
+void scatter_strip(const Scatter<T>& s, const Strips& strips, int64_t strip, const T* packed) {
+  constexpr int64_t kLongest = 32;
+  alignas(64) T grads[kLongest * kLine<T>];
+  const int64_t begin = strips.starts[strip], end = strips.starts[strip + 1], rows = strips.rows;
+  if (begin == end) return;
+  for (int64_t y = s.row_begin; y < s.row_end; ++y)
+    for (int64_t x = 0; x < s.width; ++x) {
+      const T* grad = s.grad + strip * rows * s.grad_channel + y * s.grad_row + x * kLine<T>;
+      for (int64_t row = 0; row < rows; ++row, grad += s.grad_channel)
+#pragma GCC unroll 4
+        for (int i = 0; i < kLine<T>; i += kWidth<T>) store(grads + row * kLine<T> + i, load(grad + i));
+      T* const sums = s.sums + y * s.sums_row + x * kLine<T>;
+      for (int64_t e = begin; e < end; e += kHeld<T>)
+        for (int lane = 0; lane < kLine<T>; lane += kParts<T> * kWidth<T>)
+          add_rows(strips.offsets + e, packed + e * rows, grads + lane, rows, sums + lane);
+    }
+}
+
+template <typename T>
+void scatter(const Scatter<T>& s, const Strips& strips, const T* packed, int64_t count) {
+  for (int64_t strip = 0; strip < count; ++strip) scatter_strip(s, strips, strip, packed);
+}
+
 template <typename T>
 constexpr StripKernels<T> table() {
-  return {&gather<T>, &sample<T>};
+  return {&gather<T>, &sample<T>, &scatter<T>, kHeld<T>};
 }
 
 }  // namespace
