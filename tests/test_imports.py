@@ -14,7 +14,7 @@ ALLOWED = {
     "comm": NOTHING,
     "data": NOTHING,
     "models": NOTHING,
-    "pruning": {"topology"},
+    "pruning": {"topology", "ops"},  # for topk, so that one selection serves all
     "ops": {"topology", "kernels"},
     "nn": {"topology", "ops"},
     "optim": {"topology", "ops"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from fedsparse import ops
-from fedsparse.nn.layers import SparseLayer
+from fedsparse.nn.layers import SparseLayer, SparseLinear
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ def collect_growth(
     are candidates (see `ops.grow_scores`), and there may be fewer than `counts[name]`.
 
     The gradient of one layer at a time is looked at, tile by tile (`ops.grow_scores`), while the backward pass stands
-    at that layer: a dense gradient of the model never exists. One forward and backward pass at a time; a later one
-    overwrites.
+    at that layer: a dense gradient of the model never exists. A layer that is used several times in a pass has the sum
+    of the gradients of its uses. One forward and backward pass at a time; a later one overwrites.
     """
     found: dict[str, Growth] = {}
 
-    def keep(name: str, layer: SparseLayer, x: Tensor, g: Tensor) -> None:
+    def keep(name: str, layer: SparseLayer, uses: list[Use]) -> None:
         direction = None if directions is None else directions[name]
+        x, g = zip(*uses)
         scores = ops.grow_scores(x, g, layer.topology, counts[name], **layer.geometry(), direction=direction)
         found[name] = Growth(*scores)
 
@@ -55,14 +56,14 @@ def visit_gradients(layers: Mapping[str, nn.Module], callback: Callable[[str, Te
 
     gradient: of the layer's whole weight, inactive places too, in the dense shape; a new tensor that the callback may
     change or keep. It is made while the backward pass stands at that layer, so that no more than one exists at a time
-    unless the callback keeps them. A layer that is used twice in a pass is visited twice.
+    unless the callback keeps them. A layer that is used several times in a pass is visited once, with the sum.
     """
 
-    def hand_over(name: str, layer: SparseLayer, x: Tensor, g: Tensor) -> None:
-        if x.dim() == 2:
-            callback(name, g.T @ x)
-        else:
-            callback(name, conv2d_weight(x, layer.weight_shape, g, **layer.geometry()))
+    def hand_over(name: str, layer: SparseLayer, uses: list[Use]) -> None:
+        gradient = _dense_gradient(layer, *uses[0])
+        for use in uses[1:]:
+            gradient += _dense_gradient(layer, *use)
+        callback(name, gradient)
 
     with _at_each_layer(layers, layers, hand_over):
         yield
@@ -93,35 +94,65 @@ def add_gradients(
         yield
 
 
-_Visit = Callable[[str, SparseLayer, Tensor, Tensor], None]
+def _dense_gradient(layer: SparseLayer, x: Tensor, g: Tensor) -> Tensor:
+    return g.T @ x if x.dim() == 2 else conv2d_weight(x, layer.weight_shape, g, **layer.geometry())
+
+
+Use = tuple[Tensor, Tensor]
+"""The input of one use of a layer in a pass and the gradient of its output, linear ones as [B, C] and [B, N]."""
+_Visit = Callable[[str, SparseLayer, list[Use]], None]
+
+
+@dataclass
+class _Watch:
+    """The uses of one layer in the present pass: how many there were, and those whose gradient has come."""
+
+    name: str
+    layer: SparseLayer
+    visit: _Visit
+    uses: int = 0
+    arrived: list[Use] = field(default_factory=list)
+
+    def used(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Hook of the forward pass."""
+        if not output.requires_grad:
+            return
+        if self.arrived:
+            self.finish()
+        self.uses += 1
+        kept = self.layer.keep_input(inputs[0])
+        output.register_hook(lambda gradient: self.reached(kept(), gradient.detach()))
+
+    def reached(self, x: Tensor, g: Tensor) -> None:
+        """Hook of the backward pass; with the gradient of the last use the layer is visited."""
+        if x.dim() != 4 or isinstance(self.layer, SparseLinear):
+            g, x = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        self.arrived.append((x, g))
+        if len(self.arrived) == self.uses:
+            self.finish()
+
+    def finish(self) -> None:
+        """Visit the layer with the gradients that came; a use that the loss does not depend on has none."""
+        uses, self.arrived, self.uses = self.arrived, [], 0
+        if uses:
+            with torch.no_grad():
+                self.visit(self.name, self.layer, uses)
 
 
 @contextmanager
 def _at_each_layer(layers: Mapping[str, nn.Module], names: Iterable[str], visit: _Visit) -> Iterator[None]:
-    """Call `visit(name, layer, input, gradient of the output)` in backward passes, linear ones as [B, C] and [B, N]."""
-
-    def remember(name: str, layer: SparseLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kept = layer.keep_input(inputs[0])
-
-        def arrived(gradient: Tensor) -> None:
-            g, a = gradient.detach(), kept()
-            if a.dim() != 4:
-                g, a = g.reshape(-1, g.shape[-1]), a.reshape(-1, a.shape[-1])
-            with torch.no_grad():
-                visit(name, layer, a, g)
-
-        if output.requires_grad:
-            output.register_hook(arrived)
-
-    watched: dict[str, SparseLayer] = {}
+    """Call `visit(name, layer, uses)` in backward passes, when the last gradient of the layer has come."""
+    watches = []
     for name in names:
         layer = layers.get(name)
         if not isinstance(layer, SparseLayer):
             raise ValueError(f"growth is collected at sparse layers, and {name!r} is none")
-        watched[name] = layer
-    handles = [layer.register_forward_hook(partial(remember, name)) for name, layer in watched.items()]
+        watches.append(_Watch(name, layer, visit))
+    handles = [watch.layer.register_forward_hook(watch.used) for watch in watches]
     try:
         yield
+        for watch in watches:
+            watch.finish()
     finally:
         for handle in handles:
             handle.remove()

@@ -1,25 +1,84 @@
 """The inactive weights with the largest gradients, found without ever holding a layer's whole dense gradient.
 
-The gradient sum_b gy[b, n] x[b, c] (or its convolution) is computed for a few rows at a time, a tile of at most
-`TILE` elements where one group of rows allows it, and only the best candidates are kept.
+    grow_scores(tile, best) = the best groups of `best` and of the inactive groups of a tile of rows
+
+The gradient sum_b gy[b, n] x[b, c] (or its convolution) is computed by torch for a few rows at a time, a tile of at
+most `TILE` elements where one group of rows allows it, and only the best candidates are kept.
+Back ends of the selection: cpu (C++: one pass over the tile, memory for the candidates kept), reference, which also
+serves other devices. No gradient.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsparse.ops.algebra import check_operand
+from fedsparse.ops.backend import active_backend
 from fedsparse.ops.conv2d import Size, pair
+from fedsparse.ops.load import define, require_compiled
 from fedsparse.ops.topk import topk
 from fedsparse.topology import Topology
 
 TILE = 1 << 18
 
+define(
+    "grow_scores(Tensor tile, Tensor indptr, Tensor cols, SymInt first, SymInt granularity, Tensor? direction, "
+    "Tensor scores, Tensor indices, Tensor gradients) -> (Tensor, Tensor, Tensor)"
+)
+
+
+class Best(NamedTuple):
+    """The best `count` groups so far: scores float64 [count], -1 where there is none; indices int64 [count], sorted
+    and those without a score last; gradients float32 [count, V]."""
+
+    scores: Tensor
+    indices: Tensor
+    gradients: Tensor
+
+
+@torch.library.register_fake("fedsparse::grow_scores")
+def _(tile, indptr, cols, first, granularity, direction, scores, indices, gradients):  # type: ignore[no-untyped-def]
+    return torch.empty_like(scores), torch.empty_like(indices), torch.empty_like(gradients)
+
+
+def reference(
+    tile: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    first: int,
+    granularity: int,
+    direction: Tensor | None,
+    scores: Tensor,
+    indices: Tensor,
+    gradients: Tensor,
+) -> Best:
+    """Rows `first` and following of the gradient, tile [rows, width], against the best so far; see `Best`.
+
+    indptr, cols: of the whole weight. direction: [rows, width] or None. A NaN in the tile makes all scores NaN.
+    """
+    groups = tile.reshape(-1, granularity, tile.shape[1])
+    score = groups.double().abs().sum(1).to(tile.dtype).double()
+    if bool(score.isnan().any()):
+        return Best(torch.full_like(scores, math.nan), indices, gradients)
+    if direction is not None:
+        score[(groups.sign() * direction.reshape(groups.shape)).sum(1) >= 0] = -1
+    starts = indptr[first : first + len(tile) + 1]
+    rows = torch.arange(len(tile), device=tile.device).repeat_interleave(starts.diff().long())
+    score[rows // granularity, cols[int(starts[0]) : int(starts[-1])].long()] = -1
+    joined = torch.cat((scores, score.reshape(-1)))
+    new = torch.arange(score.numel(), device=tile.device) + first // granularity * tile.shape[1]
+    kept = topk(joined, len(scores))
+    kept = kept[torch.sort(joined[kept] < 0, stable=True).indices]
+    rows_of_groups = groups.transpose(1, 2).reshape(-1, granularity).float()
+    return Best(joined[kept], torch.cat((indices, new))[kept], torch.cat((gradients, rows_of_groups))[kept])
+
 
 def grow_scores(
-    x: Tensor,
-    gy: Tensor,
+    x: Tensor | Sequence[Tensor],
+    gy: Tensor | Sequence[Tensor],
     topology: Topology,
     count: int,
     stride: Size = 1,
@@ -30,8 +89,8 @@ def grow_scores(
     """Inactive weights with the largest |gradient|: (indices int64 [a], gradients float32 [a]).
 
     Args:
-        x: input of the layer, [B, C] or [B, C, H, W].
-        gy: gradient of its output, [B, N] or [B, N, H', W'].
+        x: input of the layer, [B, C] or [B, C, H, W]; of a layer that is used several times, its inputs.
+        gy: gradient of its output, [B, N] or [B, N, H', W'], or one for each of the inputs.
         topology: of the layer's weight. With granularity V > 1, groups of V rows are scored by the sum of |gradient|
             and the result is (group indices int64 [a], gradients float32 [a, V]), where a group's index is
             (n // V) * row length + column.
@@ -42,7 +101,10 @@ def grow_scores(
 
     Indices are sorted; ties go to the lower index. ValueError where shapes disagree, or a gradient is NaN.
     """
-    _check(x, gy, topology, count)
+    single = isinstance(x, Tensor) and isinstance(gy, Tensor)
+    uses: list[tuple[Tensor, Tensor]] = list(zip([x], [gy])) if single else list(zip(x, gy, strict=True))  # type: ignore[list-item]
+    for one, its in uses:
+        _check(one, its, topology, count)
     if direction is not None and tuple(direction.shape) != tuple(topology.shape):
         raise ValueError(
             f"grow_scores: direction must have shape {tuple(topology.shape)}, not {tuple(direction.shape)}."
@@ -51,51 +113,47 @@ def grow_scores(
     geometry.append(pair("grow_scores", "dilation", dilation, 1))
     V, width = topology.granularity, math.prod(topology.shape[1:])
     step = max(1, TILE // max(1, width * V)) * V
-    best = _Best(count, V, x)
+    best = _nothing(min(count, (topology.numel - topology.nnz) // V), V, topology.device)
     for start in range(0, topology.rows, step):
         stop = min(start + step, topology.rows)
-        gradient = _rows_of_gradient(x, gy[:, start:stop], topology, geometry).reshape(-1, V, width)
-        score = gradient.abs().sum(1)
-        score[_active(topology, start, stop)] = -1
-        if direction is not None:
-            signs = direction[start:stop].reshape(gradient.shape)
-            score[(gradient.sign() * signs).sum(1) >= 0] = -1
-        best.offer(score.reshape(-1), gradient.transpose(1, 2).reshape(-1, V), start // V * width)
-    return best.indices, best.gradients if V > 1 else best.gradients.reshape(-1)
-
-
-def _active(topology: Topology, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """(group from the first of the tile, column) of each active weight of rows start to stop."""
-    starts = topology.indptr[start : stop + 1]
-    rows = torch.arange(stop - start, device=topology.device).repeat_interleave(starts.diff().long())
-    return rows // topology.granularity, topology.cols[int(starts[0]) : int(starts[-1])].long()
-
-
-class _Best:
-    """The best candidates so far: scores, indices (sorted), gradients."""
-
-    def __init__(self, count: int, granularity: int, like: Tensor) -> None:
-        self.count = count
-        self.scores = like.new_empty(0)
-        self.indices = torch.empty(0, dtype=torch.int64, device=like.device)
-        self.gradients = torch.empty(0, granularity, dtype=torch.float32, device=like.device)
-
-    def offer(self, scores: Tensor, gradients: Tensor, first: int) -> None:
-        """Take candidates with indices from `first` on, above all earlier ones; a negative score is no candidate."""
-        if bool(scores.isnan().any()):
+        tile = _rows_of_gradient(uses, slice(start, stop), topology, geometry)
+        along = None if direction is None else direction[start:stop].reshape(tile.shape).to(tile)
+        best = _merged(tile, topology, start, along, best)
+        if bool(best.scores.isnan().any()):
             raise ValueError("grow_scores: a gradient is NaN.")
-        # A later candidate beats a tie at no time, so one that only equals the weakest kept is dropped here.
-        floor = self.scores.min() if self.scores.shape[0] and self.scores.shape[0] == self.count else -0.5
-        eligible = (scores > floor).nonzero().reshape(-1)
-        chosen = eligible[topk(scores[eligible], min(self.count, eligible.shape[0]))]
-        joined = torch.cat((self.scores, scores[chosen]))
-        kept = topk(joined, min(self.count, joined.shape[0]))
-        self.scores = joined[kept]
-        self.indices = torch.cat((self.indices, chosen + first))[kept]
-        self.gradients = torch.cat((self.gradients, gradients[chosen].float()))[kept]
+    found = int((best.scores >= 0).sum())
+    gradients = best.gradients[:found]
+    return best.indices[:found], gradients if V > 1 else gradients.reshape(-1)
 
 
-def _rows_of_gradient(x: Tensor, gy: Tensor, topology: Topology, geometry: list[tuple[int, int]]) -> Tensor:
+def _nothing(count: int, granularity: int, device: torch.device) -> Best:
+    return Best(
+        torch.full((count,), -1.0, dtype=torch.float64, device=device),
+        torch.zeros(count, dtype=torch.int64, device=device),
+        torch.zeros(count, granularity, device=device),
+    )
+
+
+def _merged(tile: Tensor, topology: Topology, start: int, direction: Tensor | None, best: Best) -> Best:
+    arguments = (tile, topology.indptr, topology.cols, start, topology.granularity, direction, *best)
+    if tile.device.type != "cpu" or active_backend(tile.device) == "reference":
+        return reference(*arguments)
+    require_compiled("cpu")
+    return Best(*torch.ops.fedsparse.grow_scores(*arguments))
+
+
+def _rows_of_gradient(
+    uses: list[tuple[Tensor, Tensor]], rows: slice, topology: Topology, geometry: list[tuple[int, int]]
+) -> Tensor:
+    """Rows of the dense gradient, summed over the uses: [rows, width]."""
+    tile = _of_one_use(*uses[0], rows, topology, geometry)
+    for x, gy in uses[1:]:
+        tile += _of_one_use(x, gy, rows, topology, geometry)
+    return tile
+
+
+def _of_one_use(x: Tensor, gy: Tensor, rows: slice, topology: Topology, geometry: list[tuple[int, int]]) -> Tensor:
+    gy = gy[:, rows]
     if x.dim() == 2:
         return gy.T @ x
     stride, padding, dilation = geometry
@@ -103,7 +161,7 @@ def _rows_of_gradient(x: Tensor, gy: Tensor, topology: Topology, geometry: list[
     weight = gy.new_empty(1).expand(shape)
     return torch.ops.aten.convolution_backward(
         gy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, [False, True, False]
-    )[1]
+    )[1].flatten(1)
 
 
 def _check(x: Tensor, gy: Tensor, topology: Topology, count: int) -> None:

@@ -7,17 +7,18 @@ consecutive output channels. Its index is (n // V) * row_length + column; with V
 import torch
 from torch import Tensor
 
+from fedsparse.ops import topk
 from fedsparse.topology import Topology
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` lowest scores [n], sorted int64; of equal scores the lower position comes first."""
-    return torch.sort(torch.sort(scores, stable=True).indices[:count]).values
+    return topk(-scores, min(count, len(scores)))
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` highest scores [n], sorted int64; of equal scores the lower position comes first."""
-    return torch.sort(torch.sort(scores, descending=True, stable=True).indices[:count]).values
+    return topk(scores, min(count, len(scores)))
 
 
 def lowest_preferring(scores: Tensor, preferred: Tensor, share: int, count: int) -> Tensor:

@@ -130,3 +130,40 @@ def test_gradients_add_up_over_passes(squared: bool) -> None:
     for name, total in sums.items():
         assert torch.allclose(total, expected[f"{name}.weight" if name in ("0", "3") else name], atol=1e-6)
         assert torch.equal(total, held[name]), "the hooks are gone"
+
+
+class Twice(nn.Module):
+    """One layer used on two inputs, of different sizes for a convolution; a third use does not reach the output."""
+
+    def __init__(self, layer: nn.Module, second: int) -> None:
+        super().__init__()
+        self.layer, self.second = layer, second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer(x)
+        return self.layer(x).square().sum() + self.layer(3 * x[..., : self.second]).sum()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "second"),
+    [(nn.Conv2d(2, 4, 3), (3, 2, 6, 6), 5), (nn.Linear(6, 5), (3, 6), 6), (nn.Linear(6, 5), (2, 3, 2, 6), 6)],
+    ids=["convolution", "linear", "linear on four dimensions"],
+)
+def test_the_gradient_of_a_layer_used_twice_is_the_sum_over_its_uses(layer, shape, second) -> None:
+    torch.manual_seed(0)
+    model = Twice(copy.deepcopy(layer), second)
+    sparsify(model, {"layer": 0.3})
+    sparse = sparse_layers(model)["layer"]
+    twin = Twice(copy.deepcopy(layer), second)
+    twin.layer.weight.data.mul_(sparse.topology.mask())
+    x = torch.randn(shape)
+    twin(x).backward()
+    expected = twin.layer.weight.grad
+    squares: dict[str, torch.Tensor] = {}
+    with collect_growth({"layer": sparse}, {"layer": 6}) as found, add_gradients(model, squares, torch.square):
+        for _ in range(2):
+            model(x).backward()
+    inactive = expected.masked_fill(sparse.topology.mask(), 0.0).flatten()
+    assert found["layer"].groups.tolist() == sorted(inactive.abs().topk(6).indices.tolist())
+    torch.testing.assert_close(found["layer"].gradients, inactive[found["layer"].groups])
+    torch.testing.assert_close(squares["layer"], 2 * expected.square())

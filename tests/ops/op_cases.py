@@ -1,5 +1,6 @@
 """Shapes for the op tests, each with its reason, and what every test does with them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsparse import ops
+from fedsparse.federated.meter import _cpu_meter
 from fedsparse.topology import Topology
 
 DTYPES = [torch.float32, torch.float64]
@@ -187,6 +189,15 @@ def agree(found: list[Tensor], expected: list[Tensor]) -> None:
 def isas() -> list[str]:
     """The instruction sets that this machine runs."""
     return torch.ops.fedsparse.isas().split(", ") if ops.compiled()["cpu_library"] else []
+
+
+def peak_beyond(run: Callable[[], object]) -> int:
+    """Bytes of CPU tensors that were alive at once while `run` ran, beyond those before; kernels' scratch included."""
+    meter = _cpu_meter()
+    meter.fedsparse_meter_reset()
+    before = meter.fedsparse_meter_live()
+    run()
+    return meter.fedsparse_meter_peak() - before
 
 
 class OpLog(TorchDispatchMode):

@@ -2,7 +2,7 @@ import importlib
 
 import pytest
 import torch
-from op_cases import CONVS, LINEARS, OpLog, conv_operands, linear_operands, random_mask
+from op_cases import CONVS, LINEARS, OpLog, conv_operands, linear_operands, peak_beyond, random_mask
 from torch import Tensor
 
 from fedsparse import ops
@@ -106,6 +106,59 @@ def test_no_more_than_a_tile_of_the_gradient_is_held(monkeypatch: pytest.MonkeyP
         ops.grow_scores(x, gy, topology, 20, padding=1)
     assert log.largest == 4 * 32 * 9
     assert topology.numel == 16 * log.largest
+
+
+@pytest.mark.parametrize("V", [1, 4])
+@pytest.mark.parametrize("directed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_is_the_reference(V: int, directed: bool, dtype: torch.dtype, tile: int) -> None:
+    """Gradients of few different sizes, so that ties are everywhere."""
+    topology = Topology.from_mask(random_mask((32 // V, 24), 0.2).repeat_interleave(V, 0), granularity=V)
+    x, gy = torch.randint(-2, 3, (2, 24)).to(dtype), torch.randint(-2, 3, (2, 32)).to(dtype)
+    direction = torch.randint(-1, 2, (32, 24), dtype=torch.int8) if directed else None
+    for count in (1, 40, 10_000):
+        found = ops.grow_scores(x, gy, topology, count, direction=direction)
+        with ops.use_backend("reference"):
+            expected = ops.grow_scores(x, gy, topology, count, direction=direction)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+def test_uses_of_a_layer_add_up(tile: int) -> None:
+    topology = Topology.from_mask(random_mask((7, 11), 0.3))
+    x, gy = torch.randn(5, 11, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    indices, gradients = ops.grow_scores([x[:2], x[2:]], [gy[:2], gy[2:]], topology, 9)
+    expected = ops.grow_scores(x, gy, topology, 9)
+    assert torch.equal(indices, expected[0])
+    torch.testing.assert_close(gradients, expected[1])
+
+
+def test_memory_is_bounded_by_a_tile_and_the_candidates() -> None:
+    """A dense gradient of 4096 x 1024 float32 is 16.8 MB. A tile is 2^18 numbers, 1 MB; for each of 10,000 candidates
+    the kernel has 24 bytes of scratch, and 20 of the list before and after. A quarter of a tile is left for the rest."""
+    topology = Topology.from_mask(random_mask((4096, 1024), 0.05))
+    x, gy = torch.randn(8, 1024), torch.randn(8, 4096)
+    peak = peak_beyond(lambda: ops.grow_scores(x, gy, topology, 10_000))
+    assert peak <= 1.25 * 4 * module.TILE + 10_000 * (24 + 2 * 20 + 40)
+    assert peak < 4 * topology.numel / 6
+
+
+def test_a_nan_in_an_early_tile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TILE", 5)
+    topology, gy = Topology.from_flat(torch.tensor([7]), (4, 5)), torch.ones(1, 4)
+    gy[0, 0] = float("nan")
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend), pytest.raises(ValueError, match="NaN"):
+            ops.grow_scores(torch.ones(1, 5), gy, topology, 3)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_opcheck(directed: bool) -> None:
+    topology = Topology.from_mask(random_mask((4, 3), 0.3).repeat_interleave(2, 0), granularity=2)
+    best = (torch.full((5,), -1.0, dtype=torch.float64), torch.zeros(5, dtype=torch.int64), torch.zeros(5, 2))
+    direction = torch.ones(4, 3) if directed else None
+    arguments = (torch.randn(4, 3), topology.indptr, topology.cols, 4, 2, direction, *best)
+    torch.library.opcheck(torch.ops.fedsparse.grow_scores, arguments)
 
 
 T, _, X, _ = linear_operands(LINEARS["primes"], torch.float32)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_cases import peak_beyond
 
-from fedsparse.ops import topk, topk_segmented
+from fedsparse.ops import topk, topk_segmented, use_backend
 
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, 1.0, 2.0, float("inf"), float("-inf")]), max_size=40)
 
@@ -35,6 +36,30 @@ def test_segments_are_chosen_apart(segments: list[tuple[list[float], float]]) ->
         expected += [start + i for i in topk(torch.tensor(scores), count).tolist()]
         start += len(scores)
     assert topk_segmented(whole, sizes, counts).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1, 1000, 10**7], ids=["all ties", "many ties", "few ties"])
+def test_the_kernel_is_the_reference_to_the_index(dtype: torch.dtype, spread: int) -> None:
+    """Random magnitudes and signs over many exponents, so that every byte of a key decides somewhere."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, counts = [5000, 0, 1, 3000], [1234, 0, 1, 2999]
+    scores = torch.randint(-spread, spread + 1, (8001,), generator=generator).to(dtype)
+    scores *= 10.0 ** torch.randint(-12, 13, (8001,), generator=generator)
+    found = topk_segmented(scores, sizes, counts)
+    with use_backend("reference"):
+        assert torch.equal(found, topk_segmented(scores, sizes, counts))
+
+
+def test_no_copy_of_the_scores_is_made() -> None:
+    """A million float32 scores are 4 MB; beyond them live the result, 8 bytes an index, and the byte an element of the
+    check for NaN."""
+    scores = torch.randn(1_000_000)
+    assert peak_beyond(lambda: topk(scores, 10_000)) <= 1_000_000 + 8 * 10_000 + 4096
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(torch.ops.fedsparse.topk, (torch.randn(7), [3, 4], [1, 2]))
 
 
 @pytest.mark.parametrize(
