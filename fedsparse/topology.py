@@ -80,6 +80,14 @@ class Topology:
         return topology
 
     @classmethod
+    def from_rows(cls, indptr: Tensor, cols: Tensor, shape: tuple[int, ...], granularity: int = 1) -> Topology:
+        """Topology of the arrays of the rows, int32 as in the attributes; ValueError where they break an invariant."""
+        _check_shape(shape, granularity)
+        _check_lists("", indptr, cols, shape[0], math.prod(shape[1:]))
+        rows = torch.repeat_interleave(torch.arange(shape[0], device=cols.device), indptr.diff().long())
+        return cls.from_flat(rows * math.prod(shape[1:]) + cols, shape, granularity)
+
+    @classmethod
     def _build(cls, flat: Tensor, shape: tuple[int, ...], granularity: int) -> Topology:
         rows, channels, taps = shape[0], shape[1], math.prod(shape[2:])
         row, col = flat // (channels * taps), flat % (channels * taps)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsparse.nn import SparseLayer
+from fedsparse.nn import SparseConv2d, SparseLayer
 from fedsparse.nn.walk import buffers_of, parameters_of
 
 
@@ -71,7 +71,8 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...], input_dtype: t
             weights = module.topology.nnz
         else:
             weights = module.get_parameter("weight").numel()
-        positions = math.prod(output.shape[2:] if output.dim() == 4 else output.shape[1:-1])
+        convolution = isinstance(module, nn.Conv2d | SparseConv2d)
+        positions = math.prod(output.shape[2:] if convolution else output.shape[1:-1])
         count += weights * positions
 
     handles = [

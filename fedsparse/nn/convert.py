@@ -1,5 +1,6 @@
 """Turn a dense model into a sparse one and back, and say which layers may be pruned."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,18 +19,35 @@ def prunable(model: nn.Module, last: bool = False) -> dict[str, Prunable]:
     """Name the layers whose weights a method may prune, in the order of `model.named_modules()`.
 
     These are convolutions with groups = 1 and linear layers, dense or sparse. The last linear layer is left out unless
-    `last` is true, as in the papers.
+    `last` is true, as in the papers. Left out too, since a sparse layer could not take their place: subclasses of
+    nn.Conv2d and nn.Linear (as the output projection of nn.MultiheadAttention) that do not name their sparse form as
+    `sparse_class`, and layers whose weight another layer uses as well. A layer that the model holds under several names
+    has the first.
     """
+    tied = _tied_weights(model)
     layers: dict[str, Prunable] = {}
     final = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | SparseLinear):
             final = name
-        if isinstance(module, nn.Linear | SparseLayer) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        if isinstance(module, SparseLayer) or (_replaceable(module) and id(module.weight) not in tied):
             layers[name] = module
-    if not last and final is not None and len(layers) > 1:
+    if not last and final in layers and len(layers) > 1:
         del layers[final]
     return layers
+
+
+def _replaceable(module: nn.Module) -> bool:
+    """Whether a dense layer has a sparse form that does the same."""
+    if type(module) not in (nn.Conv2d, nn.Linear) and not hasattr(module, "sparse_class"):
+        return False
+    return not isinstance(module, nn.Conv2d) or module.groups == 1
+
+
+def _tied_weights(model: nn.Module) -> set[int]:
+    """The ids of parameters that belong to several modules."""
+    owners = Counter(id(p) for module in model.modules() for p in set(module.parameters(recurse=False)))
+    return {parameter for parameter, count in owners.items() if count > 1}
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
@@ -180,6 +198,10 @@ def _largest(scores: Tensor, density: float, granularity: int, name: str) -> Ten
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
+    """Put a layer in the place of another, under every name that the model has for it."""
+    before = model.get_submodule(name)
     module.train(model.training)
-    setattr(model.get_submodule(parent), child, module)
+    for parent in list(model.modules()):
+        for child, held in parent._modules.items():
+            if held is before:
+                setattr(parent, child, module)

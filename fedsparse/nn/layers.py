@@ -98,16 +98,28 @@ class SparseLayer(nn.Module):
         """A new dense weight of shape (N, C[, kh, kw]) with zeros at the pruned places. Not used while training."""
         return self.topology.unpack(self.values.detach())
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        indptr, cols, values = (state.get(prefix + name) for name in ("indptr", "cols", "values"))
-        if isinstance(indptr, Tensor) and isinstance(cols, Tensor) and isinstance(values, Tensor):
-            rows = torch.repeat_interleave(torch.arange(len(indptr) - 1), indptr.cpu().diff())
-            row_length = torch.Size(self.weight_shape[1:]).numel()
-            flat = rows * row_length + cols.cpu().long()
-            topology = Topology.from_flat(flat, self.weight_shape, self.granularity).to(self.values.device)
-            self._store(topology)
-            self.values.data = self.values.data.new_empty(values.shape)
-        super()._load_from_state_dict(state, prefix, *args)
+    def _load_from_state_dict(
+        self, state: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *reports: list[str]
+    ) -> None:
+        _, _, errors = reports
+        arrays = {name: state[prefix + name] for name in ("indptr", "cols", "values") if prefix + name in state}
+        if arrays:
+            try:
+                self._take(**arrays)
+            except (ValueError, TypeError) as error:
+                errors.append(f"{prefix.rstrip('.')} is left as it was: {error}")
+                return
+        super()._load_from_state_dict(state, prefix, metadata, strict, *reports)
+
+    def _take(self, indptr: Tensor | None = None, cols: Tensor | None = None, values: Tensor | None = None) -> None:
+        """Take over the mask of a state, whose three arrays are only right together; make room for the values."""
+        if indptr is None or cols is None or values is None:
+            raise ValueError("indptr, cols and values belong together, and one of them is missing")
+        topology = Topology.from_rows(indptr, cols, self.weight_shape, self.granularity)
+        if tuple(values.shape) != (topology.nnz,):
+            raise ValueError(f"values have shape {tuple(values.shape)}, but cols {topology.nnz} entries")
+        self._store(topology.to(self.values.device))
+        self.values.data = self.values.data.new_empty(topology.nnz)
 
     def extra_repr(self) -> str:
         """Shape, active weights and density, as `print(model)` shows them."""

@@ -81,6 +81,11 @@ def test_multiply_adds_count_every_position() -> None:
     assert multiply_adds(model, (6,), torch.int64) == 6 * (active + head)
 
 
+def test_multiply_adds_of_a_linear_layer_on_four_dimensions() -> None:
+    """10 weights at each of 3 * 4 positions of a sample of shape (3, 4, 2)."""
+    assert multiply_adds(nn.Sequential(nn.Linear(2, 5)), (3, 4, 2)) == 10 * 12
+
+
 def test_a_run_on_text_records_a_falling_perplexity(tmp_path: Path) -> None:
     torch.manual_seed(0)
     train, test = texts(tmp_path / "a.txt")

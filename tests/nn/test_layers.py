@@ -103,12 +103,27 @@ def test_state_dict_carries_the_topology_into_a_layer_of_another_mask() -> None:
         assert torch.equal(layer.topology.t_perm, sparse_layers(one)[name].topology.t_perm)
 
 
-def test_a_corrupt_state_dict_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.update({"0.cols": state["0.cols"].flip(0)}), "increasing"),
+        (lambda state: state.update({"0.cols": state["0.cols"] + 1000}), "outside 0 to"),
+        (lambda state: state.update({"0.cols": state["0.cols"][:-1]}), "must rise from 0 to"),
+        (lambda state: state.update({"0.values": state["0.values"][:-1]}), "values have shape"),
+        (lambda state: state.update({"0.indptr": state["0.indptr"][:-1]}), "indptr must have"),
+        (lambda state: state.update({"0.cols": state["0.cols"].long()}), "int32"),
+        (lambda state: state.pop("0.indptr"), "belong together"),
+        (lambda state: state.pop("0.values"), "belong together"),
+    ],
+)
+def test_a_state_whose_arrays_do_not_fit_is_refused_and_changes_no_layer_of_them(change, words: str) -> None:
     model = sparsify(small_model(), 0.3)
-    state = model.state_dict()
-    state["0.cols"] = state["0.cols"].flip(0)
-    with pytest.raises(ValueError, match="increasing"):
-        model.load_state_dict(state)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("0.")}
+    state = {name: tensor + 0 for name, tensor in model.state_dict().items()}
+    change(state)
+    with pytest.raises(RuntimeError, match=words):
+        model.load_state_dict(state, strict=False)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 def test_deepcopy_and_dtype_moves_keep_the_topology() -> None:
@@ -235,3 +250,37 @@ def test_grouped_convolutions_stay_dense() -> None:
     assert list(prunable(model)) == ["1"]
     with pytest.raises(ValueError, match="groups"):
         SparseConv2d.from_dense(model[0], Topology.from_mask(torch.ones(4, 1, 3, 3, dtype=torch.bool)))
+
+
+class SharedLayers(nn.Module):
+    """One layer under two names, two layers with one weight, and attention, which reads its projection's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.inner = nn.ModuleDict({"again": self.first})
+        self.embedding = nn.Embedding(5, 8)
+        self.tied = nn.Linear(8, 5, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.inner["again"](self.first(self.embedding(tokens)).relu())
+        x, _ = self.attention(x, x, x)
+        return self.head(self.tied(x))
+
+
+def test_a_layer_under_two_names_stays_one_and_tied_weights_stay_tied() -> None:
+    model, tokens = SharedLayers(), torch.tensor([[0, 1, 2], [3, 4, 0]])
+    assert list(prunable(model, last=True)) == ["first", "head"]
+    sparsify(model, {"first": 0.3, "head": 0.5})
+    assert model.inner["again"] is model.first
+    assert isinstance(model.first, SparseLinear)
+    sparse = model(tokens)
+    densify(model)
+    assert model.inner["again"] is model.first
+    torch.testing.assert_close(model(tokens), sparse)
+    assert model.tied.weight is model.embedding.weight
+    with pytest.raises(ValueError, match="no dense prunable layer 'tied'"):
+        sparsify(model, masks={"tied": torch.ones(5, 8, dtype=torch.bool)})
