@@ -142,26 +142,32 @@ class Client:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.training.proximal)
 
 
+def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    """One local iteration on the minibatch (x, y); the model's output before the step, and the loss."""
+    client.batch = x, y
+    for group in client.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    output = client.model(x)
+    loss = method.loss(client, output, y)
+    loss.backward()
+    client.pull_to_anchor()
+    method.step(client)
+    client.iteration += 1
+    # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
+    return output.detach(), float(loss.detach())
+
+
 def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.model.train()
-    parameters = parameters_of(client.model)
     with client.contexts:
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses, seen = 0.0, 0
             for x, y in client.batches(f"epoch {epoch}", client.training.augment):
-                client.batch = x, y
-                for parameter in parameters:
-                    parameter.grad = None
-                loss = method.loss(client, client.model(x), y)
-                loss.backward()
-                client.pull_to_anchor()
-                method.step(client)
-                client.iteration += 1
-                losses, seen = losses + float(loss.detach()) * len(y), seen + len(y)
-                # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
-                del loss
+                _, loss = iterate(client, method, x, y)
+                losses, seen = losses + loss * len(y), seen + len(y)
             client.loss = losses / seen
             method.epoch_end(client, epoch)
     client.optimizer.zero_grad(set_to_none=True)

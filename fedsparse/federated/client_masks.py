@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsparse.federated import coordinates, exchange
+from fedsparse.federated.growth import growth_batches
 from fedsparse.federated.masked_method import MaskedMethod
 from fedsparse.federated.method import Sections
 from fedsparse.nn import sparse_layers
@@ -29,7 +31,8 @@ class ClientMasksMethod(MaskedMethod, ABC):
     interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t < T_end; 0 means the method's own share of the
     rounds, `end`. rate: k_l = floor(rate * c(t) * K_l), in groups, and at most the inactive ones. adjust_after: the
     share of the local epochs trained before the adjustment, A = floor(adjust_after * E), always below E, so that
-    grown weights are trained. growth_batches: minibatches of the growth gradient.
+    grown weights are trained. growth_batches: minibatches of the growth gradient, the one trained on last among them;
+    0 for all of the client's.
     """
 
     end: ClassVar[float]
@@ -39,7 +42,7 @@ class ClientMasksMethod(MaskedMethod, ABC):
     last: Annotated[int, Field(ge=0)] = 0
     rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     adjust_after: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    growth_batches: Annotated[int, Field(ge=1)] = 1
+    growth_batches: Annotated[int, Field(ge=0)] = 1
 
     @abstractmethod
     def adjust(self, client: Client, counts: dict[str, int]) -> None:
@@ -72,9 +75,10 @@ class ClientMasksMethod(MaskedMethod, ABC):
             self.adjust(client, counts)
 
     def last_batches(self, client: Client) -> list[tuple[Tensor, Tensor]]:
-        """The minibatch trained on last, and others where `growth_batches` is above 1 or none was trained on yet."""
-        batches = [] if client.batch is None else [client.batch]
-        return batches + [b for _, b in zip(range(self.growth_batches - len(batches)), client.batches("growth"))]
+        """The minibatch trained on last, and others where `growth_batches` asks for them or none was trained on yet."""
+        if self.growth_batches == 0 or client.batch is None:
+            return growth_batches(client, self.growth_batches)
+        return [client.batch, *islice(client.batches("growth"), self.growth_batches - 1)]
 
     def report(self, client: Client) -> dict[str, Section]:
         """Weights and norm statistics; in an adjustment round also the client's mask."""

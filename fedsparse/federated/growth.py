@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,11 @@ def find_growth(
     client.optimizer.zero_grad(set_to_none=True)
     exchange.load_buffers(client.model, statistics)
     return found
+
+
+def growth_batches(client: Client, count: int) -> list[Batch]:
+    """The first `count` minibatches of a pass over the client's data; all of them where it is 0."""
+    return list(islice(client.batches("growth"), count or None))
 
 
 def join_groups(model: nn.Module, groups: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,9 @@
 """The task's loss, for one target a sample and for a sequence of targets alike."""
 
-from torch import Tensor
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -10,3 +13,12 @@ def cross_entropy(output: Tensor, target: Tensor, reduction: str = "mean") -> Te
     Images give [b, classes] and [b], text [b, context, classes] and [b, context].
     """
     return functional.cross_entropy(output.flatten(0, -2), target.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The mean cross-entropy of a sample over batches (x, y), in the model's present mode."""
+    total, seen = 0.0, 0
+    for x, y in batches:
+        total, seen = total + float(cross_entropy(model(x), y)) * len(y), seen + len(y)
+    return total / seen

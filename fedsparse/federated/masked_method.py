@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
-from fedsparse.federated.method import Ask, Method, Sections
+from fedsparse.federated.method import Ask, Sections
+from fedsparse.federated.opening import ask_one
+from fedsparse.federated.pruning_method import PruningMethod
 from fedsparse.federated.seeds import derive, torch_generator
-from fedsparse.nn import prunable
 from fedsparse.pruning import Distribution, masks_from_scores, score
 from fedsparse.wire import Bitmap, BitmapSpec, Section
 
@@ -26,24 +27,22 @@ Initial = Literal["random", "magnitude", "snip", "grasp", "synflow"]
 
 
 @dataclass(frozen=True)
-class MaskedMethod(Method):
+class MaskedMethod(PruningMethod):
     """A method whose first mask has a given density over the prunable weights.
 
     density: d in (0, 1]; 1 is dense training. distribution: layer densities, `uniform`, `er`, `erk`, or `global` (by
     score over all layers). initial: the score; `snip` and `grasp` see `initial_batches` batches of the client with the
-    most samples. granularity: V of Vx1 masks. prune_last: whether the last linear layer is pruned too.
+    most samples. The fields of PruningMethod say which layers have masks.
     """
 
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     distribution: Distribution = "erk"
     initial: Initial = "random"
     initial_batches: Annotated[int, Field(ge=1)] = 4
-    granularity: Annotated[int, Field(ge=1, le=64)] = 1
-    prune_last: bool = False
 
     def prunes(self, model: nn.Module) -> list[str]:
         """The prunable layers; none where the density is 1."""
-        return list(prunable(model, self.prune_last)) if self.density < 1 else []
+        return super().prunes(model) if self.density < 1 else []
 
     def start(self, server: Server) -> None:
         """Choose a mask that needs no data."""
@@ -61,13 +60,12 @@ class MaskedMethod(Method):
         server.set_masks(masks_from_scores(scores, self.density, self.distribution, self.granularity))
 
     def probe(self, server: Server, ask: Ask) -> None:
-        """Have the client with the most samples choose a mask that needs data."""
+        """Have the client with the most samples (the next where it is refused) choose a mask that needs data."""
         if not server.names or self.initial not in ("snip", "grasp"):
             return
         sections = exchange.sections(server.model, server.wire, derive(server.seed, "wire/score_mask"))
-        largest = max(range(len(server.samples)), key=lambda id: server.samples[id])
         size = exchange.mask_size(server.model, server.names, self.granularity)
-        total = ask("score_mask", sections, {"mask": BitmapSpec(size=size)}, [largest])
+        total = ask_one(ask, server, "score_mask", sections, {"mask": BitmapSpec(size=size)})
         server.set_mask_bits(total.mean("mask") > 0.5)
 
     def score_mask(self, client: Client, sections: Sections) -> dict[str, Section]:

@@ -27,42 +27,35 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsparse.federated import exchange
-from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.masked_method import MaskedMethod
+from fedsparse.federated.server_growth import ServerGrowthMethod
 from fedsparse.nn import Store, prune_activations, sparse_layers
-from fedsparse.pruning import Schedule, highest, lowest_values, prune_and_grow
-from fedsparse.wire import Pairs, PairsSpec, Section, Spec
+from fedsparse.pruning import lowest_values, prune_and_grow
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
-    from fedsparse.federated.method import Sections
     from fedsparse.federated.server import Server
     from fedsparse.federated.total import Total
 
 
 @dataclass(frozen=True)
-class FedMef(MaskedMethod):
+class FedMef(MaskedMethod, ServerGrowthMethod):
     """FedMef at total density `density`; the fields of MaskedMethod choose the first mask, random as in the paper.
 
-    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. rate: a_l = floor(rate * 2 c(t) K_l),
-    in groups. penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0.
-    gamma: the share of each conv input that is not kept for the backward pass; 0 keeps all that is not 0. store: how
-    kept values are held. gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi)) keeps the variance
-    through ReLUs. growth_batches: minibatches of the growth gradient.
+    See ServerGrowthMethod for interval, last and growth_batches. rate: a_l = floor(rate * 2 c(t) K_l), in groups.
+    penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0. gamma: the share of
+    each conv input that is not kept for the backward pass; 0 keeps all that is not 0. store: how kept values are held.
+    gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi)) keeps the variance through ReLUs.
     """
 
     name: ClassVar[str] = "fedmef"
     density: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    interval: Annotated[int, Field(ge=1)] = 10
-    last: Annotated[int, Field(ge=1)] = 300
     rate: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     penalty: Annotated[float, Field(ge=0)] = 1e-4
     extrusion_lr: Annotated[float, Field(ge=0)] = 1.0
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.5
     store: Literal["fp32", "bf16"] = "fp32"
     gain: Annotated[float, Field(gt=0)] = 1.0
-    growth_batches: Annotated[int, Field(ge=1)] = 1
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """NSConv for convolution and batch norm; all convolutions, ReLUs and poolings keep little."""
@@ -71,7 +64,7 @@ class FedMef(MaskedMethod):
     def begin(self, client: Client) -> None:
         """Fix low_l: the positions, in each layer's values, of the weights that this round extrudes."""
         layers = sparse_layers(client.model)
-        for name, count in self._counts(client.model, client.round).items():
+        for name, count in self.counts(client.model, client.round).items():
             layer = layers[name]
             client.memory[name] = lowest_values(layer.topology, layer.values.detach(), count)
 
@@ -97,45 +90,13 @@ class FedMef(MaskedMethod):
         """p(b) = (2B - 2b) / (2B - b), from 1 at b = 0 to 0 at b = B."""
         return (2 * budget - 2 * b) / (2 * budget - b)
 
-    def report(self, client: Client) -> dict[str, Section]:
-        """Weights; in an adjustment round also the a_l inactive weights of largest |gradient| in each layer."""
-        sections = super().report(client)
-        counts = self._counts(client.model, client.round)
-        if not counts:
-            return sections
-        batches = [batch for _, batch in zip(range(self.growth_batches), client.batches("growth"))]
-        found = find_growth(client, self, counts, batches)
-        groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
-        gradients = torch.cat([found[name].gradients.cpu() for name in counts])
-        wire, size = exchange.beside(client.wire), exchange.group_count(client.model)
-        return sections | {"growth": Pairs(groups, gradients, size, wire=wire)}
-
-    def expect(self, server: Server, t: int) -> dict[str, Spec]:
-        """In an adjustment round: exactly a_l pairs a layer."""
-        counts = self._counts(server.model, t)
-        if not counts:
-            return super().expect(server, t)
-        size = exchange.mask_size(server.model, server.names, self.granularity)
-        width = None if self.granularity == 1 else self.granularity
-        pairs = PairsSpec(size=size, count=sum(counts.values()), dtype="float32", width=width)
-        return super().expect(server, t) | {"growth": pairs}
-
-    def digest(self, server: Server, sections: Sections, t: int) -> Sections:
-        """Refuse pairs that are not a_l inactive weights in each layer."""
-        if isinstance(growth := sections.get("growth"), Pairs):
-            mask, groups = exchange.mask(server.model), torch.as_tensor(growth.indices)
-            check_growth(server.model, "growth", groups, self._counts(server.model, t), mask)
-        return sections
-
     def update(self, server: Server, total: Total, t: int) -> None:
         """FedAvg over the common mask, then prune low_l, known from the weights sent, and grow the top a_l |g~|."""
-        counts, topologies = self._counts(server.model, t), {}
-        sent = server.sent_values(t) if counts else {}
-        found = exchange.split_by_layer(server.model, *total.pairs("growth")) if counts else {}
-        for name, count in counts.items():
-            groups, g = found[name]
-            grown = groups[highest(g.abs() if g.dim() == 1 else g.abs().sum(1), count)]
-            topologies[name] = prune_and_grow(server.layers[name].topology, sent[name], grown.to(sent[name].device))
+        grown, topologies = self.best(server, total, self.counts(server.model, t)), {}
+        sent = server.sent_values(t) if grown else {}
+        for name, groups in grown.items():
+            values = sent[name]
+            topologies[name] = prune_and_grow(server.layers[name].topology, values, groups.to(values.device))
         super().update(server, total, t)
         if topologies:
             server.change_masks(topologies)
@@ -144,10 +105,7 @@ class FedMef(MaskedMethod):
         layers = sparse_layers(client.model)
         return torch.stack([layers[name].values[low].square().sum() for name, low in client.memory.items()]).sum()
 
-    def _counts(self, model: nn.Module, t: int) -> dict[str, int]:
+    def counts(self, model: nn.Module, t: int) -> dict[str, int]:
         """a_l in groups for each layer, at most as many as are inactive; empty where nothing is to be adjusted."""
-        schedule = Schedule(self.interval, self.last)
-        share = self.rate * 2 * schedule.rate(t) if schedule.adjusts(t) else 0.0
-        topologies = {name: layer.topology for name, layer in sparse_layers(model).items()}
-        counts = {n: min(int(share * t.nnz), t.numel - t.nnz) // self.granularity for n, t in topologies.items()}
-        return {name: count for name, count in counts.items() if count > 0}
+        share = self.rate * 2 * self.schedule.rate(t) if self.schedule.adjusts(t) else 0.0
+        return {name: count for name, count in self.shares(model, share).items() if count > 0}

@@ -19,43 +19,35 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsparse.federated import exchange
-from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.masked_method import MaskedMethod
 from fedsparse.federated.method import Sections
 from fedsparse.federated.seeds import numpy_generator
-from fedsparse.nn import sparse_layers
-from fedsparse.pruning import Schedule, active_groups, from_groups, group_sums, highest
+from fedsparse.federated.server_growth import ServerGrowthMethod
+from fedsparse.pruning import active_groups, from_groups, group_sums, highest
 from fedsparse.topology import Topology
-from fedsparse.wire import Bitmap, Indices, IndicesSpec, Section, Spec, Values
+from fedsparse.wire import Bitmap, Values
 
 if TYPE_CHECKING:
-    from fedsparse.federated.client import Client
     from fedsparse.federated.server import Server
     from fedsparse.federated.total import Total
 
 
 @dataclass(frozen=True)
-class FedRTS(MaskedMethod):
+class FedRTS(MaskedMethod, ServerGrowthMethod):
     """FedRTS at total density `density`; see MaskedMethod for how the first mask is chosen.
 
-    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. rate alpha_adj:
-    k_l = floor(rate * c(t) * K_l), kappa_l = K_l - k_l. fusion gamma: the weight of the aggregated model's outcome
+    See ServerGrowthMethod for interval, last and growth_batches. rate alpha_adj: k_l = floor(rate * c(t) * K_l),
+    kappa_l = K_l - k_l. fusion gamma: the weight of the aggregated model's outcome
     against the clients'; 1 leaves the clients' tops unused. strength lambda: how much a round adds to a posterior.
     """
 
     name: ClassVar[str] = "fedrts"
+    sends_gradients: ClassVar[bool] = False
+
     density: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    interval: Annotated[int, Field(ge=1)] = 10
-    last: Annotated[int, Field(ge=1)] = 300
     rate: Annotated[float, Field(gt=0, le=1)] = 0.4
     fusion: Annotated[float, Field(ge=0, le=1)] = 0.5
     strength: Annotated[float, Field(gt=0)] = 10.0
-    growth_batches: Annotated[int, Field(ge=1)] = 1
-
-    @property
-    def schedule(self) -> Schedule:
-        """The adjustment rounds and their cosine decay."""
-        return Schedule(self.interval, self.last)
 
     def start(self, server: Server) -> None:
         """Beta(1, 1) for every group of every layer: `alpha/<layer>` and `beta/<layer>`, float32 [groups]."""
@@ -65,38 +57,12 @@ class FedRTS(MaskedMethod):
         super().start(server)
 
     def counts(self, model: nn.Module, t: int) -> dict[str, int]:
-        """k_l in groups of each layer at round t."""
-        share = self.rate * self.schedule.rate(t)
-        topologies = {name: layer.topology for name, layer in sparse_layers(model).items()}
-        return {
-            name: min(int(share * topology.nnz), topology.numel - topology.nnz) // self.granularity
-            for name, topology in topologies.items()
-        }
-
-    def report(self, client: Client) -> dict[str, Section]:
-        """Weights and norm statistics; in an adjustment round also which k_l inactive weights have the largest |g|."""
-        sections = super().report(client)
-        if not self.schedule.adjusts(client.round):
-            return sections
-        batches = [b for _, b in zip(range(self.growth_batches), client.batches("growth"))]
-        found = find_growth(client, self, self.counts(client.model, client.round), batches)
-        groups = join_groups(client.model, {name: growth.groups for name, growth in found.items()})
-        return sections | {"growth": Indices(groups, exchange.group_count(client.model))}
-
-    def expect(self, server: Server, t: int) -> dict[str, Spec]:
-        """In an adjustment round: k_l indices a layer."""
-        if not self.schedule.adjusts(t):
-            return super().expect(server, t)
-        size = exchange.mask_size(server.model, server.names, self.granularity)
-        count = sum(self.counts(server.model, t).values())
-        return super().expect(server, t) | {"growth": IndicesSpec(size, count=count)}
+        """k_l in groups of each layer; empty where nothing is to be adjusted."""
+        return self.challengers(model, t) if self.schedule.adjusts(t) else {}
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """Refuse indices that are not k_l inactive weights a layer; add what the client would keep, its top kappa_l."""
-        growth = sections.get("growth")
-        if isinstance(growth, Indices):
-            groups, counts = torch.as_tensor(growth.indices), self.counts(server.model, t)
-            check_growth(server.model, "growth", groups, counts, exchange.mask(server.model))
+        sections = super().digest(server, sections, t)
         parameters = sections.get("parameters")
         if t > self.last or not isinstance(parameters, Values):
             return sections
@@ -123,10 +89,14 @@ class FedRTS(MaskedMethod):
                 self._learn(server, name, inactive, self.fusion / 2 + (1 - self.fusion) * outcome[inactive])
             server.change_masks(self._sample(server, t))
 
+    def challengers(self, model: nn.Module, t: int) -> dict[str, int]:
+        """k_l in groups of each layer at round t, an adjustment round or not."""
+        return self.shares(model, self.rate * self.schedule.rate(t))
+
     def _kept(self, server: Server, values: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         """Whether each active group is among the layer's kappa_l of largest summed |w|: bool [K_l / V]."""
         kept = {}
-        for name, count in self.counts(server.model, t).items():
+        for name, count in self.challengers(server.model, t).items():
             size = group_sums(server.layers[name].topology.to("cpu"), values[name].abs())
             kept[name] = torch.zeros(len(size), dtype=torch.bool)
             kept[name][highest(size, len(size) - count)] = True

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
-from fedsparse.federated.method import Ask, Method, Sections
+from fedsparse.federated.method import Ask, Sections
+from fedsparse.federated.pruning_method import PruningMethod
 from fedsparse.federated.validate import UpdateError
-from fedsparse.nn import prunable
 from fedsparse.pruning import Distribution, masks_from_scores, score
 from fedsparse.wire import Section, Values, ValuesSpec
 
@@ -37,12 +36,11 @@ _HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class SSFL(Method):
+class SSFL(PruningMethod):
     """SSFL at total density `density`.
 
     distribution: `global`, by score over all layers, or layer densities `uniform`, `er`, `erk`. batches: minibatches
-    that a client scores on. score_wire: how scores travel. granularity: V of Vx1 masks, scored by sums over the V
-    weights. prune_last: whether the last linear layer is pruned too.
+    that a client scores on. score_wire: how scores travel. Vx1 masks are scored by sums over the V weights.
     """
 
     name: ClassVar[str] = "ssfl"
@@ -50,12 +48,6 @@ class SSFL(Method):
     distribution: Distribution = "global"
     batches: Annotated[int, Field(ge=1)] = 1
     score_wire: Literal["fp32", "fp16"] = "fp32"
-    granularity: Annotated[int, Field(ge=1, le=64)] = 1
-    prune_last: bool = False
-
-    def prunes(self, model: nn.Module) -> list[str]:
-        """All prunable layers."""
-        return list(prunable(model, self.prune_last))
 
     def probe(self, server: Server, ask: Ask) -> None:
         """Have all clients score the initial weights, and keep the highest of the weighted mean."""

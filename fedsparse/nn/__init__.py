@@ -5,6 +5,7 @@ from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.norms import batch_norms, refresh_norms
 from fedsparse.nn.region import Blocked, use_region
 from fedsparse.nn.scaled_pruning import prune_activations
 
@@ -16,11 +17,13 @@ __all__ = [
     "SparseLinear",
     "Store",
     "add_gradients",
+    "batch_norms",
     "collect_growth",
     "densify",
     "explain",
     "prunable",
     "prune_activations",
+    "refresh_norms",
     "sparse_layers",
     "sparsify",
     "use_region",

@@ -273,7 +273,7 @@ def test_a_client_sends_the_largest_inactive_gradients_of_its_batch() -> None:
     client = copy_of_client(loop, 1)
     growth = method.report(client)["growth"]
     assert isinstance(growth, Pairs)
-    counts, starts = method._counts(client.model, 1), exchange.offsets(client.model)
+    counts, starts = method.counts(client.model, 1), exchange.offsets(client.model)
     plain = toy_model()
     plain[1] = nn.Identity()
     for name, layer in sparse_layers(client.model).items():
@@ -318,7 +318,7 @@ def test_what_is_pruned_is_what_was_low_at_the_start_of_the_round() -> None:
     loop = toy_loop(method, lr=0.3)
     loop.open()
     for t in range(4):
-        counts = method._counts(loop.server.model, t)
+        counts = method.counts(loop.server.model, t)
         kept = {}
         for name, layer in loop.server.layers.items():
             order = sorted(range(layer.topology.nnz), key=lambda i: (abs(float(layer.values.detach()[i])), i))
@@ -351,7 +351,7 @@ def test_bytes_are_those_of_the_table(granularity: int) -> None:
     assert sizes(plain)["buffers"] == 0
     assert up[0] == up[1] == up[3] == up[5] == 2 * len(plain)
     for t in (2, 4):
-        pairs = sum(method._counts(model, t).values())
+        pairs = sum(method.counts(model, t).values())
         added = up[t] - up[0]
         assert 2 * pairs * 4 * granularity < added < 2 * (pairs * (4 * granularity + 2) + 40)
     bits = sum(layer.topology.numel for layer in loop.server.layers.values()) // granularity

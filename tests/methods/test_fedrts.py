@@ -73,7 +73,7 @@ def test_posteriors_and_two_adjustments_by_hand() -> None:
     method = FedRTS(density=0.4, interval=2, last=4, rate=0.6)
     server = one_layer(method, [0, 1, 4, 5])
     layer = server.layers["0"]
-    assert [method.counts(server.model, t)["0"] for t in range(5)] == [2, 2, 1, 0, 0]
+    assert [method.challengers(server.model, t)["0"] for t in range(5)] == [2, 2, 1, 0, 0]
     play(method, server, 1, [report([4, -1, 2, 3]), report([1, -3, 2, -1])])
     assert layer.values.tolist() == [1.75, -2.5, 2.0, 0.0]
     low, high = (2.25, 9.75), (9.75, 2.25)

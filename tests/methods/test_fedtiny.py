@@ -111,10 +111,10 @@ def test_blocks_take_turns_from_the_output_to_the_input() -> None:
     names = method.prunes(model)
     server = Server(model, 0, names, 1, (8,), [1])
     server.set_masks({name: torch.eye(8, dtype=torch.bool) for name in names})
-    adjusted = [list(method._counts(model, t)) for t in (10, 20, 30, 40, 50, 60)]
+    adjusted = [list(method.counts(model, t)) for t in (10, 20, 30, 40, 50, 60)]
     assert adjusted == [["5"], ["4"], ["3"], ["2"], ["0", "1"], ["5"]]
-    assert method._counts(model, 15) == {}
-    assert method._counts(model, 110) == {}
+    assert method.counts(model, 15) == {}
+    assert method.counts(model, 110) == {}
 
 
 def toy_data(samples: int = 24) -> Dataset:
@@ -150,7 +150,7 @@ def test_a_client_sends_the_largest_inactive_gradients_of_its_batch() -> None:
     client = Client(1, 1, 0, model, loop.experiment.train, np.arange(8, 24), Training(batch_size=8))
     model.train()
     growth = method.report(client)["growth"]
-    counts = method._counts(model, 1)
+    counts = method.counts(model, 1)
     starts = exchange.offsets(model)
     dense = copy.deepcopy(loop.experiment.model).train()
     for name, layer in sparse_layers(model).items():

@@ -112,7 +112,7 @@ def test_a_window_sums_squares_over_its_rounds() -> None:
     Weight 0 is protected: Gamma (0 + 0) / 3; 1: 2/4 = .5; 2: 1.5 >= .5. Without the sum weight 1 would stay out.
     """
     method = replace(HAND, interval=4, window=2)
-    assert [t for t in range(13) if method._asks(t)] == [3, 4, 7, 8, 11, 12]
+    assert [t for t in range(13) if method.asks(t)] == [3, 4, 7, 8, 11, 12]
     server = twelve_weights([0])
     play(method, server, 3, [report([1], {1: 8**0.5}), report([1], {})])
     assert server.layers["0"].topology.flat().tolist() == [0]
@@ -128,7 +128,7 @@ def test_between_adjustments_the_mask_stays_and_no_gradient_travels() -> None:
     play(method, server, 1, [report([1, 1, 1]), report([1, 1, 1])])
     assert server.layers["0"].topology.flat().tolist() == [0, 1, 4]
     assert server.mask_version == 1
-    assert not method._asks(0), "round 0 is no adjustment round"
+    assert not method.asks(0), "round 0 is no adjustment round"
 
 
 def test_a_share_sends_the_largest_norms_and_what_is_missing_is_0() -> None:
