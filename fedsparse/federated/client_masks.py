@@ -16,7 +16,7 @@ from fedsparse.federated.growth import growth_batches
 from fedsparse.federated.masked_method import MaskedMethod
 from fedsparse.federated.method import Sections
 from fedsparse.nn import sparse_layers
-from fedsparse.pruning import Schedule
+from fedsparse.pruning import Decay, Schedule
 from fedsparse.wire import Bitmap, BitmapSpec, Section, Spec
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ class ClientMasksMethod(MaskedMethod, ABC):
     """A method whose `adjust` prunes and grows k_l weights of layer l on each client, in adjustment rounds.
 
     interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t < T_end; 0 means the method's own share of the
-    rounds, `end`. rate: k_l = floor(rate * c(t) * K_l), in groups, and at most the inactive ones. adjust_after: the
-    share of the local epochs trained before the adjustment, A = floor(adjust_after * E), always below E, so that
-    grown weights are trained. growth_batches: minibatches of the growth gradient, the one trained on last among them;
-    0 for all of the client's.
+    rounds, `end`. decay: of c(t) from 1 to 0 along them. rate: k_l = floor(rate * c(t) * K_l), in groups, and at most
+    the inactive ones. adjust_after: the share of the local epochs trained before the adjustment,
+    A = floor(adjust_after * E), always below E, so that grown weights are trained. growth_batches: minibatches of the
+    growth gradient, the one trained on last among them; 0 for all of the client's.
     """
 
     end: ClassVar[float]
@@ -40,6 +40,7 @@ class ClientMasksMethod(MaskedMethod, ABC):
     density: Annotated[float, Field(gt=0, lt=1)] = 0.2
     interval: Annotated[int, Field(ge=1)] = 10
     last: Annotated[int, Field(ge=0)] = 0
+    decay: Decay = "cosine"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     adjust_after: Annotated[float, Field(ge=0, lt=1)] = 0.5
     growth_batches: Annotated[int, Field(ge=0)] = 1
@@ -50,8 +51,8 @@ class ClientMasksMethod(MaskedMethod, ABC):
 
     def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
         """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""
-        schedule = Schedule(self.interval, self.last or max(1, int(self.end * rounds + 1e-9)))
-        if not schedule.adjusts(t):
+        schedule = Schedule(self.interval, self.last or max(1, int(self.end * rounds + 1e-9)), self.decay)
+        if not schedule.adjusts(t) or t == schedule.last:
             return {}
         share = self.rate * schedule.rate(t)
         counts = {}

@@ -15,7 +15,7 @@ from fedsparse.federated.growth import check_growth, find_growth, growth_batches
 from fedsparse.federated.method import Sections
 from fedsparse.federated.pruning_method import PruningMethod
 from fedsparse.nn import sparse_layers
-from fedsparse.pruning import Schedule, highest
+from fedsparse.pruning import Decay, Schedule, highest
 from fedsparse.wire import Indices, IndicesSpec, Pairs, PairsSpec, Section, Spec
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class ServerGrowthMethod(PruningMethod, ABC):
     """In adjustment rounds every client reports the a_l inactive groups of largest |gradient| of each layer.
 
-    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. growth_batches: minibatches of the
-    gradient, looked at together; 0 for all of the client's. The gradient is that of the locally trained model.
+    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. decay: of c(t) from 1 to 0 along
+    them. growth_batches: minibatches of the gradient, looked at together; 0 for all of the client's. The gradient is
+    that of the locally trained model.
     """
 
     sends_gradients: ClassVar[bool] = True
@@ -37,12 +38,13 @@ class ServerGrowthMethod(PruningMethod, ABC):
 
     interval: Annotated[int, Field(ge=1)] = 10
     last: Annotated[int, Field(ge=1)] = 300
+    decay: Decay = "cosine"
     growth_batches: Annotated[int, Field(ge=0)] = 1
 
     @property
     def schedule(self) -> Schedule:
-        """The adjustment rounds and their cosine decay."""
-        return Schedule(self.interval, self.last)
+        """The adjustment rounds and their decay c(t)."""
+        return Schedule(self.interval, self.last, self.decay)
 
     @abstractmethod
     def counts(self, model: nn.Module, t: int) -> dict[str, int]:

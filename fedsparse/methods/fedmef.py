@@ -78,7 +78,9 @@ class FedMef(MaskedMethod, ServerGrowthMethod):
         if client.memory:
             training = client.training
             norm = math.sqrt(float(self._low_square(client).detach()))
-            raised = self.extrusion_lr * training.learning_rate(0) * self.decay(client.iteration, client.iterations)
+            raised = (
+                self.extrusion_lr * training.learning_rate(0) * self.budget_decay(client.iteration, client.iterations)
+            )
             # tanh(x / 2) = 2 sigmoid(x) - 1
             lr = max(training.learning_rate(client.round), raised * math.tanh(norm / 2))
             for group in client.optimizer.param_groups:
@@ -86,7 +88,7 @@ class FedMef(MaskedMethod, ServerGrowthMethod):
         super().step(client)
 
     @staticmethod
-    def decay(b: int, budget: int) -> float:
+    def budget_decay(b: int, budget: int) -> float:
         """p(b) = (2B - 2b) / (2B - b), from 1 at b = 0 to 0 at b = B."""
         return (2 * budget - 2 * b) / (2 * budget - b)
 

@@ -32,7 +32,7 @@ from fedsparse.federated.method import Ask, Sections
 from fedsparse.federated.opening import ask_one
 from fedsparse.federated.timing import round_seconds
 from fedsparse.federated.validate import UpdateError
-from fedsparse.nn import add_gradients, prunable, sparse_layers, sparsify, weight_shapes
+from fedsparse.nn import add_gradients, sparse_layers, sparsify
 from fedsparse.pruning import reconfigure
 from fedsparse.topology import Topology
 from fedsparse.wire import Bitmap, BitmapSpec, Section, Spec, Values, ValuesSpec
@@ -73,9 +73,7 @@ class PruneFL(GradientNormsMethod):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Make every prunable layer sparse with all its weights active."""
-        shapes = {n: s for n, s in weight_shapes(prunable(model, last=True)).items() if n in self.prunes(model)}
-        full = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-        return sparsify(model, masks=full, granularity=self.granularity)
+        return sparsify(model, dict.fromkeys(self.prunes(model), 1.0), granularity=self.granularity)
 
     def start(self, server: Server) -> None:
         """Learn t_j of each layer, and c after the last: float64 [layers + 1]."""
@@ -96,11 +94,7 @@ class PruneFL(GradientNormsMethod):
         """Take the mask and the weights of the client with the most samples."""
         if not self.initial_limit:
             return
-        sections: Sections = {
-            "parameters": Values(exchange.parameters(server.model)),
-            "buffers": Values(exchange.buffers(server.model)),
-            "seconds": Values(server.state["seconds"]),
-        }
+        sections = exchange.sections(server.model, "fp32", 0) | {"seconds": Values(server.state["seconds"])}
         expect: dict[str, Spec] = {
             "mask": BitmapSpec(size=exchange.group_count(server.model)),
             "parameters": ValuesSpec(dtype="float32"),
@@ -130,11 +124,7 @@ class PruneFL(GradientNormsMethod):
                     stable = stable + 1 if abs(size / before - 1) <= self.tolerance else 0
                 if stable == self.patience:
                     break
-        return {
-            "mask": Bitmap(exchange.mask(model)),
-            "parameters": Values(exchange.parameters(model)),
-            "buffers": Values(exchange.buffers(model)),
-        }
+        return {"mask": Bitmap(exchange.mask(model))} | exchange.sections(model, "fp32", 0)
 
     def _train(self, client: Client, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """Train on the batches; the share of targets that the model got right before each step."""

@@ -96,7 +96,7 @@ def test_groups_by_hand() -> None:
 
 def test_decay_over_the_budget() -> None:
     """(8 - 2b) / (8 - b): 8/8, 6/7, 4/6, 2/5, 0."""
-    assert [FedMef.decay(b, 4) for b in range(5)] == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
+    assert [FedMef.budget_decay(b, 4) for b in range(5)] == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
 
 
 def toy_data(samples: int = 24, size: int = 4) -> Dataset:
