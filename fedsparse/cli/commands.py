@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import fedsparse
-from fedsparse.cli.errors import INTERRUPTED
+from fedsparse.cli.errors import FAILED, INTERRUPTED, CommandError
 
 if TYPE_CHECKING:
     from fedsparse.cli.folders import RunFolder
@@ -201,10 +201,13 @@ def compare(
     runs = launch.plan(configs, overrides or [], seed, data_dir, seeds)
     experiments = launch.experiments_of(runs)
     folder = comparison_folder(out, configs)
-    folders, complete = launch.run_all(runs, experiments, folder, quiet)
-    launch.draw(folders, folder.path, folder.path.name, target)
-    launch.show(folders, folder.path, folder.path.name, target, format is Format.json)
-    return 0 if complete else INTERRUPTED
+    outcome = launch.run_all(runs, experiments, folder, quiet)
+    if outcome.folders:
+        launch.draw(outcome.folders, folder.path, folder.path.name, target)
+        launch.show(outcome.folders, folder.path, folder.path.name, target, format is Format.json)
+    if outcome.failures:
+        raise CommandError("; ".join(outcome.failures), FAILED)
+    return 0 if outcome.complete else INTERRUPTED
 
 
 @app.command()

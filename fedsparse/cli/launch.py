@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -216,18 +216,39 @@ def difference(table: str, here: Any, there: Any) -> str:
     return f"{table}.{key} is {shown(here[key])} but {shown(there[key])}"
 
 
-def run_all(runs: list[Planned], experiments: list[Any], outer: RunFolder, quiet: bool) -> tuple[list[Path], bool]:
-    """Run one experiment after the other, each into its folder; stop after one that was interrupted.
+@dataclass
+class Outcome:
+    """What became of the runs of a comparison: folders with records, sentences on runs that failed, whether all ran."""
 
-    Returns the folders, and whether all runs are complete.
+    folders: list[Path] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    complete: bool = True
+
+
+def run_all(runs: list[Planned], experiments: list[Any], outer: RunFolder, quiet: bool) -> Outcome:
+    """Run one experiment after the other, each into its folder.
+
+    A run that fails, as by diverging, is noted and the next goes on; one that was interrupted is the last. Where none
+    left a record, the outer folder is removed.
     """
-    folders: list[Path] = []
-    for run, experiment in zip(runs, experiments):
-        folder = inner_folder(outer, run.folder)
-        folders.append(folder.path)
-        if execute(run.config, experiment, folder, quiet)["status"] != "complete":
-            return folders, False
-    return folders, True
+    outcome = Outcome()
+    try:
+        for run, experiment in zip(runs, experiments):
+            folder = inner_folder(outer, run.folder)
+            try:
+                outcome.complete = execute(run.config, experiment, folder, quiet)["status"] == "complete"
+            except StoppedError:
+                raise
+            except RunError as error:
+                outcome.failures.append(f"{run.folder}: {error}")
+            if folder.path.exists():
+                outcome.folders.append(folder.path)
+            if not outcome.complete:
+                break
+    finally:
+        if outer.path.exists() and not any(outer.path.iterdir()):
+            outer.discard()
+    return outcome
 
 
 def draw(runs: list[Path], folder: Path, title: str, target: float | None = None) -> Path | None:

@@ -56,7 +56,9 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
 
 
 def check_names(config: Config) -> None:
-    """Refuse a model or a data set that does not exist or do not match, and more clients a round than there are."""
+    """Refuse a device, a model or a data set that is not there or does not fit, and more clients than there are."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' but torch finds no GPU that it can use; leave it out to run on the CPU")
     if config.model.name not in models.names():
         raise unknown("model.name", config.model.name, "model", models.names())
     if not data.known(config.data.name):
@@ -174,7 +176,8 @@ def build(config: Config, train: Samples) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "model"))
         try:
-            return models.build(config.model.name, train.classes, norm=config.model.norm, **sizes)
+            model = models.build(config.model.name, train.classes, norm=config.model.norm, **sizes)
+            return model.to(config.device)
         except ValueError as error:
             given = "".join(f"data.image_size is {sizes[key]} and " for key in sizes if key == "image_size")
             raise ConfigError(
@@ -189,7 +192,7 @@ def check_smallest_batch(config: Config, model: nn.Module, train: Samples, parts
         return
     trial = config.method.prepare(copy.deepcopy(model)).train()
     try:
-        trial(train.batch(np.array([0]))[0])
+        trial(train.batch(np.array([0]))[0].to(config.device))
     except ValueError:
         field = "train.batch_size" if config.train.batch_size == 1 else "partition.min_samples"
         raise ConfigError(

@@ -123,13 +123,14 @@ class Aggregation(Table):
 class Tables(Table):
     """All of a configuration but its `[method]`.
 
-    `threads` are those of each process, `deadline` the seconds that an MPI rank may take for one client before the rank
-    is given up and the client handed to another. `track` names where records go besides the run
-    folder, each an extra of that name.
+    `device` is where the models are and clients train, `threads` are those of each process, `deadline` the seconds that
+    an MPI rank may take for one client before the rank is given up and the client handed to another. `track` names
+    where records go besides the run folder, each an extra of that name.
     """
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     deadline: Positive = 600.0
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = []

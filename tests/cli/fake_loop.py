@@ -11,18 +11,19 @@ OnRound = Callable[[dict[str, Any]], None]
 
 
 class FakeLoop:
-    """Stands in for `federated.run`: invented records, real files; fails before round `fail_at` as told."""
+    """Stands in for `federated.run`: invented records, real files; fails before round `fail_at` as told (`fails`: that run alone)."""
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
         self.fail_at = 0
+        self.fails: str | None = None
         self.seen: list[Any] = []
 
     def __call__(self, experiment: Any, out: Path, on_round: OnRound, start: Any = None) -> dict[str, Any]:
         self.seen.append(experiment)
         rounds = []
         for t in range(experiment.training.rounds):
-            if self.failure is not None and t == self.fail_at:
+            if self.failure is not None and t == self.fail_at and self.fails in (None, experiment.name):
                 raise self.failure
             rounds.append(self.record(t, getattr(experiment.method, "density", 1.0)))
             with (out / "rounds.jsonl").open("a") as file:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsparse.cli import main
 
@@ -38,6 +39,12 @@ CASES: list[tuple[str, str, list[str], list[str]]] = [
     ("table as value", "train = 3\n" + GOOD, [], ["train is 3", "table"]),
     ("momentum 1", "[train]\nmomentum = 1\n" + GOOD, [], ["train.momentum", "less than 1"]),
     ("seed negative", "seed = -1\n" + GOOD, [], ["seed is -1", "from 0"]),
+    *(
+        []
+        if torch.cuda.is_available()
+        else [("no GPU", 'device = "cuda"\n' + GOOD, [], ["device is 'cuda'", "no GPU"])]
+    ),
+    ("unknown device", 'device = "tpu"\n' + GOOD, [], ["device is 'tpu'", "'cuda'"]),
     ("threads 0", "threads = 0\n" + GOOD, [], ["threads is 0"]),
     ("name with a slash", 'name = "../x"\n' + GOOD, [], ["name is '../x'", "letters"]),
     ("unknown model", '[model]\nname = "resnet21"\n' + GOOD, [], ["model.name", "'resnet20'", "cnn"]),

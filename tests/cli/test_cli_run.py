@@ -11,6 +11,7 @@ import pytest
 from fake_loop import FakeLoop
 
 from fedsparse.cli import main
+from fedsparse.federated.errors import RunError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -168,6 +169,28 @@ def test_compare_stops_at_an_interrupted_run(here: Path, fake_loop: FakeLoop, ca
     assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 130
     assert "dense (interrupted)" in capsys.readouterr().out
     assert not (here / "runs" / "pair" / "sparse").exists()
+
+
+@pytest.mark.parametrize("fail_at", [0, 2])
+def test_compare_goes_on_after_a_run_that_diverged(
+    here: Path, fake_loop: FakeLoop, capsys: Capture, fail_at: int
+) -> None:
+    """Without a round it leaves no folder; with some they are kept and shown."""
+    fake_loop.failure, fake_loop.fail_at, fake_loop.fails = RunError("it diverged"), fail_at, "dense"
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--out", "out", "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: dense: it diverged")
+    assert err.count("\n") == 1
+    assert "sparse" in out
+    assert (here / "out" / "sparse" / "result.json").exists()
+    assert (here / "out" / "dense").exists() == (fail_at > 0)
+
+
+def test_a_comparison_without_a_record_leaves_no_folder(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
+    fake_loop.failure, fake_loop.fail_at = RunError("it diverged"), 0
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--out", "out", "-q"]) == 1
+    assert capsys.readouterr().err == "error: dense: it diverged; sparse: it diverged\n"
+    assert not (here / "out").exists()
 
 
 def test_a_full_disk_gets_one_sentence(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
