@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import Field, ValidationError
 
-from fedsparse.config import ConfigError, Partition, from_tables, load
+from fedsparse.config import ConfigError, Partition, from_tables, load, schema
 from fedsparse.config.load import override_value
 from fedsparse.config.method_table import instance_of, settings_of
 from fedsparse.config.schema import Tables
 from fedsparse.methods import FedAvg, FedTiny
+from fedsparse.wire import Carrier
 
 MINIMAL = '[method]\nname = "fedavg"\n'
 
@@ -178,3 +179,7 @@ def test_sentences_for_a_methods_fields(settings: dict[str, Any], sentence: str)
 
 def test_settings_are_listed_with_their_defaults() -> None:
     assert settings_of(Invented) == {"rate": "required", "mode": "'slow'", "cap": "not set", "shares": "(0.5,)"}
+
+
+def test_every_carrier_of_the_wire_can_be_configured() -> None:
+    assert get_args(schema.Carrier) == get_args(Carrier)

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsparse.wire import Carrier
-
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
+Carrier = Literal["fp32", "fp16", "bf16", "int8"]  # as fedsparse.wire has it, which would load torch here
 
 
 class Table(BaseModel):
