@@ -1,7 +1,7 @@
 """The command `fedsparse`.
 
-Exit codes: 0 complete; 2 bad input, told in one sentence before any work; 130 interrupted, the rounds so far kept;
-1 for any other failure.
+Exit codes: 0 complete; 2 bad input, told in one sentence before any work; 3 stopped because workers were lost or a
+quorum was missed, 130 interrupted: both with the rounds so far kept, and resumable; 1 for any other failure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     # Threads that wait give their core away after microseconds, or a second busy program makes training tenfold slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    from fedsparse.comm.mpi import Link
+
+    Link.exit_code = code_of(arguments)
+    return Link.exit_code
+
+
+def code_of(arguments: Sequence[str] | None) -> int:
+    """Run the command line; what goes wrong is told in one sentence."""
     from typer import Abort, TyperException
 
     from fedsparse.cli.commands import app

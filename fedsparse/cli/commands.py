@@ -151,6 +151,17 @@ def resume(
     return conduct(checked, experiment, found, quiet, format, start)
 
 
+@app.command()
+def watch(folder: RunDir) -> int:
+    """Watch a run that goes on in another process."""
+    from fedsparse.cli import watch as watching
+    from fedsparse.cli.folders import old_folder
+    from fedsparse.config import reload
+
+    config = reload(old_folder(folder).path / "config.json")
+    return watching.watch(folder, config.train.rounds, config.name)
+
+
 def work(config: Any, experiment: Any) -> int:
     """Be a worker rank."""
     from fedsparse.cli import launch

@@ -125,12 +125,12 @@ def carry_out(config: Config, experiment: Any, folder: RunFolder, quiet: bool, s
         if not folder.old:
             write_json(folder.path / "config.json", config.as_dict())
         with (
-            progress(config.name, config.train.rounds, quiet) as show,
-            recording(config, folder.path, show) as on_round,
+            progress(config.name, config.train.rounds, quiet) as shown,
+            recording(config, folder.path, shown.round) as on_round,
         ):
             if world_size() == 1:
-                return federated.run(experiment, folder.path, on_round, start=start)
-            return run_on_ranks(experiment, folder.path, on_round, start, deadline=config.deadline) or {}
+                return federated.run(experiment, folder.path, on_round, start=start, on_status=shown.status)
+            return run_on_ranks(experiment, folder.path, on_round, start, shown.status) or {}
     except KeyboardInterrupt:
         result = result_of(config.name, read_rounds(folder.path / "rounds.jsonl"), **known(config))
         write_json(folder.path / "result.json", result)
@@ -172,7 +172,7 @@ def work(config: Config, experiment: Any) -> None:
     from fedsparse.federated.ranks import run_on_ranks
 
     torch.set_num_threads(config.threads)
-    run_on_ranks(experiment, deadline=config.deadline)
+    run_on_ranks(experiment)
 
 
 def known(config: Config) -> Result:

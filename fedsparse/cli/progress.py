@@ -4,63 +4,116 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from fedsparse.report.units import bytes_text, percent_text, seconds_text
 
-OnRound = Callable[[dict[str, Any]], None]
+
+class Display(Protocol):
+    """Takes each round's record and, several times a second, what the run is at (`federated.status`)."""
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Show that a round is done."""
+
+    def status(self, status: dict[str, Any]) -> None:
+        """Show what the run is at."""
 
 
-def progress(name: str, rounds: int, quiet: bool) -> AbstractContextManager[OnRound]:
-    """Return a context whose value takes each round's record."""
-    if quiet:
-        return nullcontext(lambda record: None)
-    return live_bar(name, rounds) if sys.stderr.isatty() else nullcontext(plain_lines(name, rounds))
+class Silence:
+    """Shows nothing."""
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def status(self, status: dict[str, Any]) -> None:
+        """Show nothing."""
 
 
-def plain_lines(name: str, rounds: int) -> OnRound:
-    """Return a function that prints one line for each round."""
-    start = time.perf_counter()
+class Lines:
+    """One line a round."""
 
-    def show(record: dict[str, Any]) -> None:
+    def __init__(self, name: str, rounds: int) -> None:
+        self.name, self.rounds, self.start = name, rounds, time.perf_counter()
+        self.first: int | None = None
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Print the line."""
         done = record["round"] + 1
-        left = (time.perf_counter() - start) / done * (rounds - done)
-        parts = [f"{name}: round {done}/{rounds}", *facts(record).values(), f"{seconds_text(left)} left"]
+        self.first = record["round"] if self.first is None else self.first
+        left = (time.perf_counter() - self.start) / (done - self.first) * (self.rounds - done)
+        parts = [f"{self.name}: round {done}/{self.rounds}", *facts(record), f"{seconds_text(left)} left"]
         print("  ".join(parts), file=sys.stderr, flush=True)
 
-    return show
+    def status(self, status: dict[str, Any]) -> None:
+        """Print nothing within a round."""
 
 
-def facts(record: dict[str, Any]) -> dict[str, str]:
-    """Return what is worth seeing of a round."""
-    shown = {
-        "accuracy": f"accuracy {percent_text(record['accuracy'])}",
-        "density": f"density {percent_text(record['density'])}",
-        "bytes": f"{bytes_text(record['bytes_down'])} down {bytes_text(record['bytes_up'])} up",
-        "seconds": seconds_text(record["seconds"]),
-    }
-    if record["rejected"]:
-        shown["rejected"] = f"{len(record['rejected'])} rejected"
-    return shown
+class Bar:
+    """A bar of the rounds with the clients of this one, accuracy, bytes, memory, losses and the time left."""
+
+    def __init__(self, progress: Any, name: str, rounds: int) -> None:
+        self.progress = progress
+        self.task = progress.add_task(name, total=rounds, facts="starting")
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Show the round's facts."""
+        self.progress.update(self.task, completed=record["round"] + 1, facts="  ".join(facts(record)), refresh=True)
+
+    def status(self, status: dict[str, Any]) -> None:
+        """Show how far the round is."""
+        if status["round"] == status["rounds"]:
+            return
+        share = status["clients_done"] / max(1, status["clients"])
+        self.progress.update(self.task, completed=status["round"] + share, facts="  ".join(status_facts(status)))
+
+
+def progress(name: str, rounds: int, quiet: bool) -> AbstractContextManager[Display]:
+    """Return a context whose value shows a run of so many rounds."""
+    if quiet:
+        return nullcontext(Silence())
+    return bar(name, rounds) if sys.stderr.isatty() else nullcontext(Lines(name, rounds))
 
 
 @contextmanager
-def live_bar(name: str, rounds: int) -> Iterator[OnRound]:
-    """Show a bar with the last round's facts and the time left."""
+def bar(name: str, rounds: int) -> Iterator[Display]:
+    """Show a bar on the terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task(name, total=rounds, facts="starting")
-        yield lambda record: bar.update(
-            task, completed=record["round"] + 1, facts="  ".join(facts(record).values()), refresh=True
-        )
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn())
+    with Progress(
+        *columns, TextColumn("{task.fields[facts]}"), console=Console(stderr=True), refresh_per_second=4
+    ) as shown:
+        yield Bar(shown, name, rounds)
+
+
+def facts(record: dict[str, Any]) -> list[str]:
+    """Return what is worth seeing of a round."""
+    return [
+        f"accuracy {percent_text(record['accuracy'])}",
+        f"density {percent_text(record['density'])}",
+        f"{bytes_text(record['bytes_down'])} down {bytes_text(record['bytes_up'])} up",
+        seconds_text(record["seconds"]),
+        *losses({kind: len(record.get(kind, [])) for kind in ("rejected", "dropped")}),
+        f"{bytes_text(record['peak_bytes'])} memory",
+    ]
+
+
+def status_facts(status: dict[str, Any]) -> list[str]:
+    """Return what is worth seeing within a round; bytes are those of the run so far."""
+    left = status["seconds_left"]
+    return [
+        f"clients {status['clients_done']}/{status['clients']}",
+        f"accuracy {percent_text(status['accuracy'])}",
+        f"{bytes_text(status['bytes_down'])} down {bytes_text(status['bytes_up'])} up",
+        f"{bytes_text(status['peak_bytes'])} memory",
+        *losses(status),
+        *([] if left is None else [f"{seconds_text(left)} left"]),
+    ]
+
+
+def losses(counts: dict[str, Any]) -> list[str]:
+    """Return how many reports were rejected and clients dropped, where any was."""
+    return [f"{counts[kind]} {kind}" for kind in ("rejected", "dropped") if counts[kind]]

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 FIRST_WAIT, LONGEST_WAIT = 1e-5, 5e-3
 
@@ -33,6 +33,11 @@ def world_rank() -> int:
     return 0
 
 
+def survives_lost_ranks() -> bool:
+    """Whether this job was started with Open MPI's ULFM (`mpirun --with-ft ulfm`); imports no MPI."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112
+
+
 @dataclass(frozen=True)
 class Received:
     """One message: the rank it came from, its tag, its bytes."""
@@ -45,8 +50,11 @@ class Received:
 class Link:
     """This process's end of the MPI job.
 
-    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named.
+    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. exit_code: what this
+    process is to end with.
     """
+
+    exit_code: ClassVar[int] = 0
 
     def __init__(self) -> None:
         from mpi4py import MPI
@@ -57,16 +65,16 @@ class Link:
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.lost: set[int] = set()
-        self._sending: list[tuple[Any, bytes]] = []
+        self._sending: list[tuple[int, Any, bytes]] = []
         self._processes: dict[int, tuple[str, int]] = {}
 
     def send(self, to: int, tag: int, data: bytes) -> None:
         """Start to send; the bytes are kept until they are gone. To a lost rank nothing is sent."""
         if to in self.lost:
             return
-        self._sending = [(request, kept) for request, kept in self._sending if not self._finished(request)]
+        self._tidy()
         try:
-            self._sending.append((self._world.Isend([data, self._mpi.BYTE], dest=to, tag=tag), data))
+            self._sending.append((to, self._world.Isend([data, self._mpi.BYTE], dest=to, tag=tag), data))
         except self._mpi.Exception as error:
             self._note_failure(error, to)
 
@@ -84,13 +92,18 @@ class Link:
             wait = min(2 * wait, LONGEST_WAIT)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until everything is sent, at most that long; whether it is."""
+        """Wait until everything is sent but what goes to lost ranks, at most that long; whether it is."""
         deadline = time.monotonic() + seconds
         while True:
-            self._sending = [(request, kept) for request, kept in self._sending if not self._finished(request)]
-            if not self._sending or time.monotonic() >= deadline:
-                return not self._sending
+            self._tidy()
+            open_ = [to for to, _, _ in self._sending if to not in self.lost]
+            if not open_ or time.monotonic() >= deadline:
+                return not open_
             time.sleep(LONGEST_WAIT)
+
+    def _tidy(self) -> None:
+        """Forget what is sent; the bytes for a lost rank stay, since MPI may still read them."""
+        self._sending = [item for item in self._sending if item[0] in self.lost or not self._finished(item[1])]
 
     def introduce(self, rank: int, data: bytes) -> None:
         """Remember which process a rank is (`identity` of that rank)."""
@@ -112,14 +125,24 @@ class Link:
             except ProcessLookupError:
                 self._processes.pop(rank)
 
-    def leave(self, code: int) -> None:
+    @classmethod
+    def leave(cls, code: int | None = None) -> None:
         """End this process without finalizing MPI, which would wait without end for ranks that are lost."""
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(cls.exit_code if code is None else code)
 
-    def abort(self, code: int) -> None:
-        """End every rank at once: what an error that nobody handles must do, or the others would wait for ever."""
+    def fail(self) -> None:
+        """End this process after an error that nobody handled, and the others too where they cannot go on.
+
+        With ULFM a worker leaves with success, which costs the run this rank alone, and rank 0 with `exit_code`, which
+        mpirun returns (an abort it reports as success where a rank was lost before). Without it all are aborted.
+        """
+        code = Link.exit_code or 1
+        if survives_lost_ranks():
+            self.leave(0 if self.rank else code)
+        sys.stdout.flush()
+        sys.stderr.flush()
         self._world.Abort(code)
 
     def _poll(self) -> Received | None:

@@ -18,7 +18,7 @@ from fedsparse import data, models
 from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
-from fedsparse.federated import Checkpoints, Experiment, Training
+from fedsparse.federated import Checkpoints, Experiment, Failures, Training
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 
@@ -51,6 +51,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         pretrain_epochs=config.train.pretrain_epochs,
         name=config.name,
         labels={"model": config.model.name, "dataset": config.data.name},
+        failures=Failures(**config.failures.model_dump(exclude_none=True)),
         checkpoints=Checkpoints(**config.checkpoints.model_dump()),
     )
 

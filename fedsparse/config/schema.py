@@ -99,6 +99,21 @@ class Wire(Table):
     values: Carrier = "fp32"
 
 
+class Failures(Table):
+    """`[failures]`: what a run bears before it stops.
+
+    `client_deadline` are the seconds that an MPI rank may take for one client before the rank is given up,
+    `round_deadline` those after which a round goes on without the clients that are not done (default: none), `quorum`
+    is the share of a round's clients whose reports must be usable, `lost_clients` says whether the clients of a lost
+    rank go to another one.
+    """
+
+    client_deadline: Positive = 600.0
+    round_deadline: Positive | None = None
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lost_clients: Literal["hand over", "leave out"] = "hand over"
+
+
 class Checkpoints(Table):
     """`[checkpoints]`: rounds from one to the next (`every`, 0 for none), and how many of them stay (`keep`)."""
 
@@ -122,16 +137,14 @@ class Aggregation(Table):
 class Tables(Table):
     """All of a configuration but its `[method]`.
 
-    `device` is where the models are and clients train, `threads` are those of each process, `deadline` the seconds that
-    an MPI rank may take for one client before the rank is given up and the client handed to another. `track` names
-    where records go besides the run folder, each an extra of that name.
+    `device` is where the models are and clients train, `threads` are those of each process. `track` names where records
+    go besides the run folder, each an extra of that name.
     """
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    deadline: Positive = 600.0
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = []
     data: Data = Data()
     partition: Partition = Partition()
@@ -139,6 +152,7 @@ class Tables(Table):
     train: Train = Train()
     wire: Wire = Wire()
     aggregation: Aggregation = Aggregation()
+    failures: Failures = Failures()
     checkpoints: Checkpoints = Checkpoints()
 
 

@@ -2,9 +2,10 @@
 
 from fedsparse.federated.client import Client, Training
 from fedsparse.federated.errors import RunError, StoppedError
-from fedsparse.federated.experiment import Checkpoints, Experiment
-from fedsparse.federated.loop import Loop, run
+from fedsparse.federated.experiment import Checkpoints, Experiment, Failures
+from fedsparse.federated.loop import Loop
 from fedsparse.federated.method import Method
+from fedsparse.federated.running import run
 from fedsparse.federated.server import Server, evaluate
 from fedsparse.federated.total import Total
 
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoints",
     "Client",
     "Experiment",
+    "Failures",
     "Loop",
     "Method",
     "RunError",

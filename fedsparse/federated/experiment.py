@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -15,6 +17,25 @@ from fedsparse.federated.method import Method
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.worker import Worker
 from fedsparse.wire import Carrier
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What a run bears.
+
+    client_deadline: seconds that an MPI rank may take for one client before the rank is given up. round_deadline:
+    seconds after which a round goes on without the clients that are not done. quorum: the share of a round's clients
+    whose reports must be usable; at least one always. lost_clients: whether those of a lost rank go to another one.
+    """
+
+    client_deadline: float = 600.0
+    round_deadline: float = math.inf
+    quorum: float = 0.0
+    lost_clients: Literal["hand over", "leave out"] = "hand over"
+
+    def __post_init__(self) -> None:
+        if not (self.client_deadline > 0 and self.round_deadline > 0 and 0 <= self.quorum <= 1):
+            raise ValueError(f"{self} has a deadline that is not positive, or a quorum outside 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,7 @@ class Experiment:
     name: str = "run"
     labels: Mapping[str, str] = field(default_factory=dict)
     aggregation: Aggregation = field(default_factory=Aggregation)
+    failures: Failures = field(default_factory=Failures)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 

@@ -1,6 +1,7 @@
 """Faults on purpose: FEDSPARSE_FAULT=rank:round:point:kind makes one process fail at one point of one round, once.
 
-Points, in the order in which a round passes them; the first three on whoever works, the others on rank 0:
+Several are separated by commas. Points, in the order in which a round passes them; the first three on whoever works,
+the others on rank 0:
 
 | point | when |
 | --- | --- |
@@ -60,25 +61,30 @@ class Fault:
 
 
 @cache
-def planned() -> Fault | None:
-    """The fault that the environment orders; ValueError where it is no fault."""
-    text = os.environ.get(VARIABLE, "")
-    if not text:
-        return None
+def planned() -> tuple[Fault, ...]:
+    """The faults that the environment orders; ValueError where one is no fault."""
+    return tuple(_parse(text) for text in os.environ.get(VARIABLE, "").split(",") if text)
+
+
+def _parse(text: str) -> Fault:
     parts = text.split(":")
     kind, _, seconds = parts[-1].partition("=")
     if len(parts) != 4 or parts[2] not in POINTS or kind not in (*ACTS, *SPOILS):
         raise ValueError(
-            f"{VARIABLE} is {text!r} but must be rank:round:point:kind, with a point of {', '.join(POINTS)} "
+            f"{VARIABLE} has {text!r} but must be rank:round:point:kind, with a point of {', '.join(POINTS)} "
             f"and a kind of {', '.join((*ACTS, *SPOILS))}"
         )
     return Fault(int(parts[0]), int(parts[1]), parts[2], kind, float(seconds or 5.0))
 
 
+def _due(point: str, round: int, kinds: tuple[str, ...]) -> Fault | None:
+    return next((fault for fault in planned() if fault.kind in kinds and fault.due(point, round)), None)
+
+
 def reach(point: str, round: int) -> None:
     """Fail here if that is planned."""
-    fault = planned()
-    if fault is None or fault.kind not in ACTS or not fault.due(point, round):
+    fault = _due(point, round, ACTS)
+    if fault is None:
         return
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -96,8 +102,8 @@ def reach(point: str, round: int) -> None:
 
 def spoil(data: bytes, round: int) -> bytes:
     """An encoded report of the round, spoilt if that is planned."""
-    fault = planned()
-    if fault is None or fault.kind not in SPOILS or not fault.due("report", round):
+    fault = _due("report", round, SPOILS)
+    if fault is None:
         return data
     if fault.kind == "garbage":
         return np.random.default_rng(0).bytes(len(data))
@@ -115,7 +121,7 @@ def spoil(data: bytes, round: int) -> bytes:
 
 def answers(frame: bytes, round: int) -> list[bytes]:
     """What a rank sends in place of one frame: that frame, or what is planned."""
-    fault = planned()
-    if fault is None or fault.kind not in SPOILS or not fault.due("answer", round):
+    fault = _due("answer", round, SPOILS)
+    if fault is None:
         return [frame]
     return [frame, frame] if fault.kind == "duplicate" else [b"?"]

@@ -1,4 +1,4 @@
-"""The federated loop in one process: sample, send, train, judge, sum, update, evaluate, record.
+"""The federated loop: sample, send, train, judge, sum, update, evaluate, record.
 
 Every message is encoded to bytes, counted, decoded and judged, in one process too.
 """
@@ -11,23 +11,21 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from fedsparse.federated import checkpoint, coordinates, faults, mask_change
-from fedsparse.federated.artefacts import write_json
 from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
-from fedsparse.federated.errors import RunError
+from fedsparse.federated.errors import RunError, StoppedError
 from fedsparse.federated.experiment import Experiment, worker_of
-from fedsparse.federated.journal import Journal
 from fedsparse.federated.meter import multiply_adds
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.result import Record, mean_of, perplexity, result_of
 from fedsparse.federated.seeds import numpy_generator
 from fedsparse.federated.server import Server, evaluate
+from fedsparse.federated.status import Status, Teller
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
@@ -36,53 +34,17 @@ from fedsparse.wire import Bitmap, Spec, encode
 SERVER = -1
 
 
-def run(
-    experiment: Experiment,
-    out: Path | None = None,
-    on_round: Callable[[Record], None] | None = None,
-    workers: Callable[[Experiment], Workers] | None = None,
-    start: Checkpoint | None = None,
-) -> Record:
-    """Run to the last round and return the result.
-
-    With `out`, write rounds.jsonl, checkpoints and, last, result.json there. `on_round` is called with each round's
-    record. `workers` makes who does the clients' work: by default this process alone (`fedsparse.federated.ranks` has
-    the other way). `start` is what `journal.resumable` found in `out`: the run goes on from there, bit for bit as if it
-    had never stopped. Ctrl-C ends the run after what is done, status "interrupted".
-    """
-    loop = Loop(experiment, workers)
-    begun = time.perf_counter() - (start.facts["seconds"] if start is not None else 0.0)
-    status = "complete"
-    try:
-        journal = None if out is None else Journal(out, experiment, start)
-        if journal is not None and start is not None:
-            loop.restore(start, journal.records)
-        else:
-            loop.open()
-            if journal is not None:
-                journal.save(loop, time.perf_counter() - begun)
-        for t in range(len(loop.records), experiment.training.rounds):
-            record = loop.round(t)
-            if journal is not None:
-                journal.append(record)
-                journal.save(loop, time.perf_counter() - begun)
-            if on_round is not None:
-                on_round(record)
-    except KeyboardInterrupt:
-        status = "interrupted"
-    finally:
-        loop.workers.close()
-    result = loop.result(status, time.perf_counter() - begun)
-    if out is not None:
-        write_json(out / "result.json", result)
-    return result
-
-
 class Loop:
     """The state of a run and its three steps: open, round, result."""
 
-    def __init__(self, experiment: Experiment, workers: Callable[[Experiment], Workers] | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        workers: Callable[[Experiment], Workers] | None = None,
+        teller: Teller | None = None,
+    ) -> None:
         self.experiment = experiment
+        self.teller = Teller(None, None) if teller is None else teller
         method = experiment.method
         model = method.prepare(copy.deepcopy(experiment.model))
         names = method.prunes(model)
@@ -107,6 +69,7 @@ class Loop:
         self.down = self.up = 0
         self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0, "peak_bytes": 0, "rejected": []}
         self._rejected: list[Record] = []
+        self._dropped: list[Record] = []
 
     def open(self) -> None:
         """Everything before round 0: the first mask, and what the method asks of clients."""
@@ -120,7 +83,7 @@ class Loop:
         faults.reach("open", 0)
         method.probe(server, self.ask)
         self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
-        self.opening["rejected"] = self._rejected
+        self.opening |= {"rejected": self._rejected, "dropped": self._dropped, "incidents": self.workers.incidents()}
 
     def ask(
         self, task: str, sections: Sections, expect: Mapping[str, Spec], clients: Sequence[int] | None = None
@@ -135,28 +98,30 @@ class Loop:
             self.opening["peak_bytes"] = max(self.opening["peak_bytes"], done.peak)
             self._accept(total, done, task, 0, expect)
         if not total.clients:
-            raise RunError(f"no client performed {task}: {self._rejected[-1]['reason']}")
+            raise RunError(f"no client performed {task}: {(self._rejected + self._dropped)[-1]['reason']}")
         return total
 
     def round(self, t: int) -> Record:
         """One round; returns its record."""
         start = time.perf_counter()
         before = (self.down, self.up)
-        self._rejected, self.server.changed = [], 0.0
+        self._rejected, self._dropped, self.server.changed = [], [], 0.0
         if t == 0:
             before = (0, 0)
             self.server.changed = 0.0
         sampled = self._sample(t)
         faults.reach("send", t)
         self._send(t, sampled)
+        self.teller.tell(self._status(t, 0, len(sampled)))
         expect = self.experiment.method.expect(self.server, t)
         total = self.experiment.aggregation.total(self._samples(sampled))
         work = []
-        for done in self.workers.work(Tag.TRAIN, sampled):
+        until = time.monotonic() + self.experiment.failures.round_deadline
+        for done in self.workers.work(Tag.TRAIN, sampled, "", t, until):
             work.append(done)
             self._accept(total, done, "report", t, expect)
-        if not total.clients:
-            raise RunError(f"round {t} has no report that can be used: {self._rejected[-1]['reason']}")
+            self.teller.tell(self._status(t, len(work), len(sampled)))
+        self._check_quorum(t, len(total.clients), len(sampled))
         faults.reach("update", t)
         self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
@@ -218,7 +183,7 @@ class Loop:
     def _accept(self, total: Total, done: Done, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
         id, report = done.client, done.answer
         if report is None:
-            self._rejected.append({"client": id, "reason": done.error})
+            self._dropped.append({"client": id, "reason": done.error})
             return
         self.up += len(report)
         try:
@@ -231,6 +196,28 @@ class Loop:
             return
         total.losses[id] = facts.loss
         total.add(id, facts.samples, sections)
+
+    def _status(self, t: int, done: int, asked: int) -> Status:
+        last = self.records[-1] if self.records else {}
+        return {
+            "round": t,
+            "rounds": self.experiment.training.rounds,
+            "clients_done": done,
+            "clients": asked,
+            "rejected": len(self._rejected),
+            "dropped": len(self._dropped),
+            "bytes_down": self.down,
+            "bytes_up": self.up,
+            "accuracy": last.get("accuracy"),
+            "peak_bytes": last.get("peak_bytes"),
+        }
+
+    def _check_quorum(self, t: int, usable: int, asked: int) -> None:
+        needed = max(1, math.ceil(self.experiment.failures.quorum * asked))
+        if usable < needed:
+            last = (self._rejected + self._dropped)[-1]["reason"]
+            sentence = f"round {t} has {usable} usable reports of {asked}, but needs {needed}; the last reason: {last}"
+            raise StoppedError(sentence) if self._dropped else RunError(sentence)
 
     def _macs(self) -> int:
         return multiply_adds(self.server.model, self.server.input_shape, self.server.input_dtype)
@@ -262,6 +249,9 @@ class Loop:
             "macs": self._macs(),
             "clients": sorted(total.clients),
             "rejected": self._rejected,
+            "dropped": self._dropped,
+            "incidents": self.workers.incidents(),
         }
         self.records.append(record)
+        self.teller.tell(self._status(t + 1, 0, len(work)), now=t + 1 == training.rounds)
         return record

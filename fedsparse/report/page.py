@@ -41,7 +41,7 @@ def page_of(runs: list[RunRecord], comparison: Comparison, figures: dict[str, by
             {"data": base64.b64encode(data).decode("ascii"), "alt": name.replace("_", " ")}
             for name, data in figures.items()
         ],
-        rejected=rejected_rows(runs),
+        losses=loss_rows(runs),
         runs=[facts_of(run) for run in runs],
     )
 
@@ -53,14 +53,21 @@ def subtitle_of(runs: list[RunRecord]) -> str:
     return f"{what}, {len(runs)} run{'s' if len(runs) > 1 else ''}, written by fedsparse"
 
 
-def rejected_rows(runs: list[RunRecord]) -> list[tuple[str, int, Any, str]]:
-    """Return (run, round, client, reason) of every report that the server rejected."""
+def loss_rows(runs: list[RunRecord]) -> list[tuple[str, int, str, str]]:
+    """Return (run, round, who, reason) of every report rejected, client dropped and rank that failed."""
     return [
-        (run.label, record["round"], rejected["client"], rejected["reason"])
+        (run.label, record["round"], who_of(entry), entry["reason"])
         for run in runs
         for record in run.rounds
-        for rejected in record.get("rejected", [])
+        for kind in ("rejected", "dropped", "incidents")
+        for entry in record.get(kind, [])
     ]
+
+
+def who_of(entry: dict[str, Any]) -> str:
+    """Return the rank, the client, or the rank with its client that an entry is about."""
+    named = [f"{what} {entry[what]}" for what in ("rank", "client") if entry.get(what) is not None]
+    return ", ".join(named)
 
 
 def facts_of(run: RunRecord) -> dict[str, str]:

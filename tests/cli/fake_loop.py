@@ -19,7 +19,9 @@ class FakeLoop:
         self.fails: str | None = None
         self.seen: list[Any] = []
 
-    def __call__(self, experiment: Any, out: Path, on_round: OnRound, start: Any = None) -> dict[str, Any]:
+    def __call__(
+        self, experiment: Any, out: Path, on_round: OnRound, start: Any = None, on_status: Any = None
+    ) -> dict[str, Any]:
         self.seen.append(experiment)
         rounds = []
         for t in range(experiment.training.rounds):

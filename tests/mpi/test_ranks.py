@@ -1,4 +1,7 @@
-"""One process and several MPI ranks give the same bits; killed, stopped and failing ranks cost time, not the run."""
+"""One process and several MPI ranks give the same bits; whatever befalls ranks costs time, not the run.
+
+Starting ranks is what takes long here, so a job does several runs, and several ranks fail in one.
+"""
 
 import json
 import os
@@ -19,51 +22,129 @@ ALLOWED = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMP_NUM_THREADS": "1",
 }
+# What is ordered, and where what is said of it must stand: (list, words of its one entry), or nothing at all.
+BORNE = {
+    "1:1:train:raise": ("dropped", "RuntimeError: a fault was ordered"),
+    "1:1:report:garbage": ("rejected", "magic"),
+    "2:1:report:nan": ("rejected", "not finite"),
+    "1:2:report:wrong-shape": ("rejected", "size is 1"),
+    "2:2:report:stale": ("rejected", "in round 1, not report"),
+    "1:1:answer:duplicate": ("incidents", "sent it twice"),
+    "2:1:answer:garbage": ("dropped", "cannot be read"),
+}
+SLOW = "1:1:train:slow=6"
 
 pytestmark = pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
 
 
-def start(ranks: int, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROGRAM)]
+def start(ranks: int, *faults: str, ulfm: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *faults]
     if ranks > 1:
-        command = [str(MPIRUN), "--with-ft", "ulfm", "-n", str(ranks), *command]
+        how = ["--with-ft", "ulfm"] if ulfm else []
+        command = [str(MPIRUN), *how, "--bind-to", "none", "-n", str(ranks), *command]
     return subprocess.run(
-        command, env={**os.environ, **ALLOWED, **environment}, capture_output=True, text=True, timeout=200, check=False
+        command, env={**os.environ, **ALLOWED, **environment}, capture_output=True, text=True, timeout=280, check=False
     )
 
 
-def outcome(done: subprocess.CompletedProcess[str]) -> dict:
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["fault"]: row for row in rows}
 
 
 @cache
 def alone() -> dict:
-    return outcome(start(1))
+    done = start(1, "")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return outcomes(done)[""]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@cache
+def two() -> subprocess.CompletedProcess[str]:
+    return start(2, "", "1:1:train:kill")
+
+
+@cache
+def three() -> dict[str, dict]:
+    done = start(3, "", *BORNE, SLOW)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return outcomes(done)
+
+
+@cache
+def nine() -> subprocess.CompletedProcess[str]:
+    return start(9, "", "1:3:train:kill")
+
+
+def same_bits(found: dict) -> bool:
+    return (found["hash"], found["metrics"]) == (alone()["hash"], alone()["metrics"])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 9])
 def test_ranks_give_the_bits_of_one_process(ranks: int) -> None:
-    assert outcome(start(ranks)) == alone()
+    job = three() if ranks == 3 else outcomes(two() if ranks == 2 else nine())
+    assert same_bits(job[""])
+    assert job[""]["dropped"] == job[""]["rejected"] == job[""]["incidents"] == []
 
 
-@pytest.mark.parametrize("kind", ["kill", "stop", "exit0"])
-def test_a_lost_rank_loses_nothing_but_time(kind: str) -> None:
-    begun = time.monotonic()
-    found = outcome(start(3, FAULT=f"2:1:{kind}", DEADLINE="15"))
-    assert found["lost"] == [2]
-    assert found["hash"] == alone()["hash"], "the client was handed to another rank"
-    assert time.monotonic() - begun < 150
+def test_nine_ranks_with_one_killed_in_round_3_end_well() -> None:
+    assert nine().returncode == 0, nine().stderr[-2000:]
+    found = outcomes(nine())["1:3:train:kill"]
+    assert same_bits(found), "its client was handed to another rank"
+    assert found["lost"] == [1]
+    assert [(round, why) for round, _, why in found["incidents"]] == [(3, "lost: its process ended")]
+    assert found["seconds"] < 100
 
 
-def test_a_client_that_raises_is_left_out_and_named() -> None:
-    found = outcome(start(2, FAULT="-1:1:raise"))
-    reasons = [r["reason"] for round in found["rejected"] for r in round]
-    assert reasons == ["RuntimeError: this client's sensor is broken"] or reasons == []
+@pytest.mark.parametrize("fault", BORNE)
+def test_a_fault_that_costs_one_report_is_named_and_the_run_goes_on(fault: str) -> None:
+    found, (where, words) = three()[fault], BORNE[fault]
+    round = int(fault.split(":")[1])
+    for what in ("rejected", "dropped", "incidents"):
+        entries = found[what]
+        assert len(entries) == (what == where), (what, entries)
+        assert all(at == round and words in why for at, _, why in entries)
+    assert same_bits(found) == (where == "incidents")
+    assert len(found["metrics"]) == 4
     assert found["lost"] == []
+    assert found["seconds"] < 60
+
+
+def test_a_round_does_not_wait_beyond_its_deadline() -> None:
+    found = three()[SLOW]
+    assert {round for round, _, _ in found["dropped"]} == {1}
+    assert {why for _, _, why in found["dropped"]} == {"not done by the round's deadline"}
+    assert all("answered too late" in why for _, _, why in found["incidents"])
+    assert (len(found["metrics"]), found["lost"]) == (4, [])
+    assert found["seconds"] < 60
+
+
+def test_killed_stopped_and_vanished_ranks_lose_nothing_but_time() -> None:
+    faults = "2:1:train:kill,3:2:report:stop,4:3:answer:exit0"
+    done = start(5, faults, DEADLINE="20")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = outcomes(done)[faults]
+    assert same_bits(found)
+    assert found["lost"] == [2, 3, 4]
+    assert [round for round, _, _ in found["incidents"]] == [1, 2, 3]
+    assert "silent for over 20 s" in found["incidents"][1][2]
+    assert found["seconds"] < 100, "of which 20 wait for the stopped rank"
 
 
 def test_when_every_worker_is_lost_the_run_ends_with_an_error() -> None:
-    done = start(2, FAULT="1:1:kill", DEADLINE="15")
-    assert done.returncode != 0
-    assert "no worker rank is left" in done.stderr
+    assert two().returncode != 0
+    assert "no worker rank is left" in two().stderr
+    assert "1:1:train:kill" not in outcomes(two())
+
+
+def test_without_ulfm_a_lost_rank_ends_the_run_which_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = start(3, "2:2:train:kill", ulfm=False, OUT=str(tmp_path))
+    assert done.returncode == 137, "mpirun's code for a rank that was killed"
+    assert time.monotonic() - begun < 120
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "checkpoints" / "000002.json").exists()
+    resumed = start(1, "", OUT=str(tmp_path))
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert same_bits(outcomes(resumed)[""])
+    assert (tmp_path / "result.json").exists()
