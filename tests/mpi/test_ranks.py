@@ -34,7 +34,13 @@ BORNE = {
 }
 SLOW = "1:1:train:slow=6"
 
-pytestmark = pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
+# Of a job, at most; on two idle cores the one of 9 ranks takes a minute, nearly all of it imports.
+WAIT = 850
+
+pytestmark = [
+    pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')"),
+    pytest.mark.timeout(900),
+]
 
 
 def start(ranks: int, *faults: str, ulfm: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +49,7 @@ def start(ranks: int, *faults: str, ulfm: bool = True, **environment: str) -> su
         how = ["--with-ft", "ulfm"] if ulfm else []
         command = [str(MPIRUN), *how, "--bind-to", "none", "-n", str(ranks), *command]
     return subprocess.run(
-        command, env={**os.environ, **ALLOWED, **environment}, capture_output=True, text=True, timeout=280, check=False
+        command, env={**os.environ, **ALLOWED, **environment}, capture_output=True, text=True, timeout=WAIT, check=False
     )
 
 
