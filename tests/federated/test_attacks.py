@@ -92,8 +92,8 @@ def loop_with(attack: Attack | None, rule: str = "mean", method: object = None) 
     loop = Loop(replace(experiment, aggregation=Aggregation(rule=rule, norm_bound=50.0)))  # type: ignore[arg-type]
     work, past = loop.workers.work, []
 
-    def spoiled(kind: Tag, clients: Sequence[int], task: str = "") -> Iterator[Done]:
-        for done in work(kind, clients, task):
+    def spoiled(kind: Tag, clients: Sequence[int], *rest: object) -> Iterator[Done]:
+        for done in work(kind, clients, *rest):  # type: ignore[arg-type]
             if kind is not Tag.TRAIN or done.client != BAD or done.answer is None:
                 yield done
                 continue

@@ -253,8 +253,8 @@ def test_what_clients_fail_at_before_round_0_is_named_and_its_memory_counted() -
 
     loop = Loop(toy(Broken(density=0.5, initial="snip"), rounds=1))
     loop.open()
-    assert [r["client"] for r in loop.opening["rejected"]] == [2]
-    assert "out of order" in loop.opening["rejected"][0]["reason"]
+    assert [r["client"] for r in loop.opening["dropped"]] == [2]
+    assert "out of order" in loop.opening["dropped"][0]["reason"]
     assert loop.opening["peak_bytes"] > 0
 
 
