@@ -80,6 +80,16 @@ def test_adjusting_every_round(method: Method) -> None:
         assert [record["mask_change"] > 0 for record in records] == [False, *[not fixed] * 3]
 
 
+def test_sampled_clients_and_initial_weights_are_the_same_for_every_method() -> None:
+    """FedMef's layers stand in for convolution and norm, so of its initial weights the classifier's are compared."""
+    loops = [toy_loop(method, clients_per_round=2) for method in METHODS.values() if method.name != "prunefl"]
+    sampled = [[loop._sample(t) for t in range(10)] for loop in loops]
+    assert all(one == sampled[0] for one in sampled)
+    assert len({tuple(clients) for clients in sampled[0]}) > 1
+    heads = [loop.server.model.get_submodule("head").get_parameter("weight") for loop in loops]
+    assert all(torch.equal(head, heads[0]) for head in heads)
+
+
 @every_method
 @pytest.mark.parametrize("V", [2, 4])
 def test_granularity_goes_with_every_method(method: Method, V: int) -> None:
