@@ -132,19 +132,6 @@ def load_mask(model: nn.Module, bits: Tensor, names: Sequence[str], granularity:
         sparsify(model, masks=dense_masks, granularity=granularity)
 
 
-def check_mask(model: nn.Module, bits: Tensor, parameters: int) -> None:
-    """ValueError where a new mask of a model, and so many parameters with it, are not a model of at least one weight
-    in each layer."""
-    V, masks = next(iter(sparse_layers(model).values())).granularity, split_by_layer(model, bits.nonzero().flatten())
-    now = sum(layer.topology.nnz for layer in sparse_layers(model).values())
-    expected = sum(p.numel() for p in model.parameters()) - now + V * int(torch.count_nonzero(bits))
-    if parameters != expected:
-        raise ValueError(f"its mask makes a model of {expected} parameters, but it has {parameters}")
-    for name, (groups,) in masks.items():
-        if len(groups) == 0:
-            raise ValueError(f"its mask leaves {name} without weights")
-
-
 def load(model: nn.Module, sections: Mapping[str, Section], names: Sequence[str] = (), granularity: int = 1) -> None:
     """Load what is there of `mask`, `parameters` and `buffers`."""
     if isinstance(bits := sections.get("mask"), Bitmap):

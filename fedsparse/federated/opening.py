@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
+from fedsparse.federated import exchange
 from fedsparse.federated.errors import RunError
 from fedsparse.federated.method import Ask, Sections
-from fedsparse.wire import Spec
+from fedsparse.federated.validate import UpdateError
+from fedsparse.nn import sparse_layers
+from fedsparse.wire import Bitmap, Section, Spec, Values
 
 if TYPE_CHECKING:
     from fedsparse.federated.server import Server
@@ -23,3 +29,16 @@ def ask_one(ask: Ask, server: Server, task: str, sections: Sections, expect: Map
         except RunError as error:
             failure = error
     raise failure
+
+
+def check_model(model: nn.Module, mask: Bitmap, parameters: Section) -> None:
+    """Refuse (UpdateError) an answer whose mask and parameters are no model with a weight in each layer."""
+    layers, bits = sparse_layers(model), torch.as_tensor(mask.mask)
+    active = sum(layer.topology.nnz for layer in layers.values())
+    V = next(iter(layers.values())).granularity
+    expected = sum(p.numel() for p in model.parameters()) - active + V * int(torch.count_nonzero(bits))
+    if not isinstance(parameters, Values) or len(parameters.array) != expected:
+        raise UpdateError(f"its mask makes a model of {expected} parameters, and it has another number of them")
+    for name, (groups,) in exchange.split_by_layer(model, bits.nonzero().flatten()).items():
+        if len(groups) == 0:
+            raise UpdateError(f"its mask leaves {name} without weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 Call = tuple[tuple[int, ...], bool]
 BOTH_WAYS = 8
 """Bytes of a float32 that travels down and up."""
+
+
+def seconds_of(server: Server, weight: float | Mapping[str, float] | None, other: float, link_rate: float) -> Tensor:
+    """Seconds an active weight of each sparse layer, then the other seconds of a round: float64 [layers + 1].
+
+    As given (`weight` for all layers, or by layer name), or by `round_seconds` where `weight` is None.
+    """
+    layers = server.layers
+    if weight is None:
+        weight, other = round_seconds(server, link_rate)
+    if not isinstance(weight, Mapping):
+        weight = dict.fromkeys(layers, weight)
+    if weight.keys() != layers.keys():
+        raise ValueError(
+            f"method.weight_seconds names {', '.join(weight)}, but the pruned layers are {', '.join(layers)}"
+        )
+    return torch.tensor([*(weight[name] for name in layers), other], dtype=torch.float64)
 
 
 def round_seconds(server: Server, link_rate: float) -> tuple[dict[str, float], float]:

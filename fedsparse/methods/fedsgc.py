@@ -26,8 +26,8 @@ from fedsparse.federated import coordinates, exchange
 from fedsparse.federated.client_masks import ClientMasksMethod
 from fedsparse.federated.growth import check_growth, find_growth, join_groups
 from fedsparse.federated.method import Sections
-from fedsparse.nn import Growth, sparse_layers
-from fedsparse.pruning import group_sums, highest, lowest_preferring, with_groups, without_groups
+from fedsparse.nn import sparse_layers
+from fedsparse.pruning import group_sums, lowest_preferring, with_groups, without_groups
 from fedsparse.wire import Bitmap, Pairs, PairsSpec, Section, Spec, Ternary, Values
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class FedSGC(ClientMasksMethod):
         largest = find_growth(client, self, {name: 2 * count for name, count in counts.items()}, batches)
         reported = {}
         for name, count in counts.items():
-            rest = _best_without(largest[name], guided[name].groups, count - len(guided[name].groups))
+            rest = largest[name].without(guided[name].groups, count - len(guided[name].groups))
             grown = torch.cat([guided[name].groups, rest.groups])
-            reported[name] = _best_without(largest[name], grown, count)
+            reported[name] = largest[name].without(grown, count)
             client.change_mask(layers[name], with_groups(layers[name].topology, grown))
         client.memory["groups"] = join_groups(client.model, {name: r.groups for name, r in reported.items()})
         client.memory["gradients"] = torch.cat([reported[name].gradients for name in layers if name in reported]).cpu()
@@ -148,11 +148,3 @@ def _directions(client: Client) -> dict[str, Tensor]:
     """D as the client received it: float32 of each layer's dense shape."""
     signs = torch.as_tensor(cast(Ternary, client.received["direction"]).signs)
     return coordinates.split(client.model, signs.float().to(client.device))
-
-
-def _best_without(found: Growth, excluded: Tensor, count: int) -> Growth:
-    """The `count` largest of `found` that are not in `excluded`."""
-    left = torch.isin(found.groups, excluded, invert=True).nonzero().flatten()
-    size = found.gradients[left].abs().reshape(len(left), -1).sum(1)
-    chosen = left[highest(size, count)]
-    return Growth(found.groups[chosen], found.gradients[chosen])

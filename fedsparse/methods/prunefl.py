@@ -29,9 +29,8 @@ from fedsparse.federated import exchange
 from fedsparse.federated.client import iterate
 from fedsparse.federated.gradient_norms import GradientNormsMethod
 from fedsparse.federated.method import Ask, Sections
-from fedsparse.federated.opening import ask_one
-from fedsparse.federated.timing import round_seconds
-from fedsparse.federated.validate import UpdateError
+from fedsparse.federated.opening import ask_one, check_model
+from fedsparse.federated.timing import seconds_of
 from fedsparse.nn import add_gradients, sparse_layers, sparsify
 from fedsparse.pruning import reconfigure
 from fedsparse.topology import Topology
@@ -77,16 +76,8 @@ class PruneFL(GradientNormsMethod):
 
     def start(self, server: Server) -> None:
         """Learn t_j of each layer, and c after the last: float64 [layers + 1]."""
-        weight, constant = self.weight_seconds, self.constant_seconds
-        if weight is None:
-            weight, constant = round_seconds(server, self.link_rate)
-        if not isinstance(weight, dict):
-            weight = dict.fromkeys(server.layers, weight)
-        if weight.keys() != server.layers.keys():
-            raise ValueError(
-                f"method.weight_seconds names {', '.join(weight)}, but the pruned layers are {', '.join(server.layers)}"
-            )
-        server.state["seconds"] = torch.tensor([*(weight[n] for n in server.layers), constant], dtype=torch.float64)
+        given = self.weight_seconds, self.constant_seconds
+        server.state["seconds"] = seconds_of(server, *given, self.link_rate)
 
     # Before round 0: initial pruning at one client.
 
@@ -144,12 +135,8 @@ class PruneFL(GradientNormsMethod):
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """Square norms; refuse an answer of initial pruning that is no model."""
-        mask, parameters = sections.get("mask"), sections.get("parameters")
-        if isinstance(mask, Bitmap) and isinstance(parameters, Values):
-            try:
-                exchange.check_mask(server.model, torch.as_tensor(mask.mask), len(parameters.array))
-            except ValueError as error:
-                raise UpdateError(str(error)) from None
+        if isinstance(mask := sections.get("mask"), Bitmap):
+            check_model(server.model, mask, sections["parameters"])
         return super().digest(server, sections, t)
 
     # Every dT rounds: further pruning.

@@ -24,6 +24,13 @@ class Growth:
     groups: Tensor
     gradients: Tensor
 
+    def without(self, excluded: Tensor, count: int) -> "Growth":
+        """The `count` largest that are not among the groups `excluded`; ties to the lower group."""
+        left = torch.isin(self.groups, excluded, invert=True).nonzero().flatten()
+        size = self.gradients[left].abs().reshape(len(left), -1).sum(1)
+        chosen = left[ops.topk(size, min(count, len(left)))]
+        return Growth(self.groups[chosen], self.gradients[chosen])
+
 
 @contextmanager
 def collect_growth(
