@@ -71,7 +71,8 @@ class Train(Table):
 
     `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
     `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
-    server's model to the next. `clients_per_round` is all clients unless given.
+    server's model to the next. `clients_per_round` is all clients unless given. With `recompute`, norms after sparse
+    convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -87,6 +88,7 @@ class Train(Table):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     pretrain_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    recompute: bool = False
 
 
 class Wire(Table):

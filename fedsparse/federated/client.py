@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
-from fedsparse.nn import SparseLayer
+from fedsparse.nn import SparseLayer, recompute_norm_inputs
 from fedsparse.nn.walk import parameters_of
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
@@ -30,7 +30,8 @@ class Training:
     weight_decay), its state fresh each round; lr_decay, lr_schedule: the learning rate of round t is lr * lr_decay^t,
     with "cosine" also times (1 + cos(pi t / T)) / 2; proximal: mu of FedProx (Li et al., MLSys 2020), which adds
     mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
-    round is always evaluated).
+    round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
+    the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits.
     """
 
     rounds: int = 10
@@ -46,6 +47,7 @@ class Training:
     proximal: float = 0.0
     eval_every: int = 1
     augment: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every"):
@@ -162,6 +164,7 @@ def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.model.train()
     with client.contexts:
+        client.contexts.enter_context(recompute_norm_inputs(client.training.recompute))
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses, seen = 0.0, 0

@@ -6,13 +6,14 @@ size does, and `set_topology` returns the `Move` by which optimizer state follow
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.region import Blocked, admits, as_tensor, enter
+from fedsparse.nn.region import Blocked, admits, as_tensor, enter, recomputes
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.dispatch import Choice, choose, pass_of
 from fedsparse.ops.index import Index
@@ -218,10 +219,13 @@ class SparseConv2d(SparseLayer):
             x = as_tensor(x)
             return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
         x = enter(x, self)
-        geometry = (self.stride, self.padding, self.dilation)
-        return Blocked(
-            self, x.batch, blocked_conv2d(self.values, self.topology, x.blocks, x.batch, self.bias, *geometry)
-        )
+        run = self._on_blocks(x.blocks, x.batch)
+        return Blocked(self, x.batch, run(), again=_again(run, self.values) if recomputes() else None)
+
+    def _on_blocks(self, blocks: Tensor, batch: int) -> Callable[[], Tensor]:
+        """The layer on blocks of images, to be run now or once more with the mask of now."""
+        values, bias, geometry = self.values, self.bias, (self.stride, self.padding, self.dilation)
+        return partial(blocked_conv2d, values, self.topology, blocks, batch, bias, *geometry)
 
     @property
     def family(self) -> str:
@@ -235,6 +239,18 @@ class SparseConv2d(SparseLayer):
     def extra_repr(self) -> str:
         """As SparseLayer's, with the geometry."""
         return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+def _again(run: Callable[[], Tensor], values: Tensor) -> Callable[[], Tensor]:
+    version = values._version
+
+    def again() -> Tensor:
+        if values._version != version:
+            raise RuntimeError("a sparse weight was changed in place between the forward and the backward pass")
+        with torch.no_grad():
+            return run()
+
+    return again
 
 
 def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler
+from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler, kept_as
 from fedsparse.ops import blocked_norm, blocked_pool
 from fedsparse.ops.blocked import to_blocked
 
@@ -108,7 +108,7 @@ def _batch_norm(
     """Statistics at once, so that the running ones are right whatever follows; the rest waits."""
     if not isinstance(x, Blocked) or any(t is not None and t.dtype != x.dtype for t in (weight, bias, running_mean)):
         return NotImplemented
-    blocks, batch = x.blocks, x.batch
+    blocks, batch, again = x.blocks, x.batch, x.again
     if training:
         count = x.numel() // x.shape[1] if x.shape[1] else 0
         if count <= 1:
@@ -123,9 +123,10 @@ def _batch_norm(
     rstd = torch.rsqrt(variance + eps)
 
     def fused(residual: Tensor | None, relu: bool) -> Tensor:
-        return blocked_norm.batch_norm(
-            blocks, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu
-        )
+        with kept_as(blocks, again):
+            return blocked_norm.batch_norm(
+                blocks, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu
+            )
 
     return _waiting(x, fused)
 
@@ -142,12 +143,13 @@ def _group_norm(
 ) -> Any:
     if not isinstance(x, Blocked) or any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
         return NotImplemented
-    blocks, batch = x.blocks, x.batch
+    blocks, batch, again = x.blocks, x.batch, x.again
     mean, variance = blocked_norm.group_moments(blocks, num_groups)
     rstd = torch.rsqrt(variance + eps)
 
     def fused(residual: Tensor | None, relu: bool) -> Tensor:
-        return blocked_norm.group_norm(blocks, weight, bias, mean, rstd, batch, residual=residual, relu=relu)
+        with kept_as(blocks, again):
+            return blocked_norm.group_norm(blocks, weight, bias, mean, rstd, batch, residual=residual, relu=relu)
 
     return _waiting(x, fused)
 
