@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedsparse.config import ConfigError, from_tables
-from fedsparse.config.experiment import experiment_of
+from fedsparse.config.experiment import device_of, experiment_of
 from fedsparse.federated import Experiment
 
 
@@ -58,3 +59,16 @@ def test_the_tables_reach_the_experiment() -> None:
 def test_text_needs_a_model_of_text() -> None:
     with pytest.raises(ConfigError, match=r"model\.name is 'cnn' but data\.name is 'text:x'"):
         experiment(data={"name": "text:x"})
+
+
+def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    config = from_tables({"device": "cuda", "method": {"name": "fedavg"}})
+    for rank in range(5):
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(rank))
+        assert device_of(config) == torch.device("cuda")
+    assert chosen == [0, 1, 0, 1, 0]
+    assert device_of(from_tables({"method": {"name": "fedavg"}})) == torch.device("cpu")
+    assert len(chosen) == 5, "on the CPU none is chosen"

@@ -19,18 +19,21 @@ FIRST_WAIT, LONGEST_WAIT = 1e-5, 5e-3
 
 def world_size() -> int:
     """Ranks of the MPI job that this process was started in, 1 where it was started by itself; imports no MPI."""
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 1
+    return _told(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE"), 1)
 
 
 def world_rank() -> int:
     """This process's rank in the MPI job that it was started in, else 0; imports no MPI."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    return _told(("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"), 0)
+
+
+def local_rank() -> int:
+    """This process's place among the ranks of its host, else 0; imports no MPI."""
+    return _told(("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"), 0)
+
+
+def _told(names: tuple[str, ...], otherwise: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), otherwise)
 
 
 def survives_lost_ranks() -> bool:
@@ -50,8 +53,8 @@ class Received:
 class Link:
     """This process's end of the MPI job.
 
-    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. exit_code: what this
-    process is to end with.
+    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. abandoned: whether this
+    worker waited for rank 0 in vain. exit_code: what this process is to end with.
     """
 
     exit_code: ClassVar[int] = 0
@@ -65,6 +68,7 @@ class Link:
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.lost: set[int] = set()
+        self.abandoned = False
         self._sending: list[tuple[int, Any, bytes]] = []
         self._processes: dict[int, tuple[str, int]] = {}
 
@@ -135,12 +139,13 @@ class Link:
     def fail(self) -> None:
         """End this process after an error that nobody handled, and the others too where they cannot go on.
 
-        With ULFM a worker leaves with success, which costs the run this rank alone, and rank 0 with `exit_code`, which
-        mpirun returns (an abort it reports as success where a rank was lost before). Without it all are aborted.
+        With ULFM a worker leaves with success, which costs the run this rank alone. Rank 0, and workers that lost it,
+        leave with `exit_code`, which mpirun returns (an abort it reports as success where a rank was lost before).
+        Without ULFM, or where rank 0 is only silent, all are aborted.
         """
         code = Link.exit_code or 1
-        if survives_lost_ranks():
-            self.leave(0 if self.rank else code)
+        if survives_lost_ranks() and not self.abandoned:
+            self.leave(code if self.rank == 0 or 0 in self.lost else 0)
         sys.stdout.flush()
         sys.stderr.flush()
         self._world.Abort(code)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fedsparse import data, models
+from fedsparse.comm.mpi import local_rank
 from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
@@ -167,6 +168,13 @@ def split(config: Config, train: Samples, rest: np.ndarray) -> list[np.ndarray]:
         ) from None
 
 
+def device_of(config: Config) -> torch.device:
+    """Return the device of this process, a GPU as the current one; ranks of one host take its GPUs in turn."""
+    if config.device == "cuda":
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    return torch.device(config.device)
+
+
 def build(config: Config, train: Samples) -> nn.Module:
     """Return the freshly initialised dense model, the same for every method of the same seed."""
     sizes: dict[str, Any] = {} if config.model.width is None else {"width": config.model.width}
@@ -178,7 +186,7 @@ def build(config: Config, train: Samples) -> nn.Module:
         torch.manual_seed(derive(config.seed, "model"))
         try:
             model = models.build(config.model.name, train.classes, norm=config.model.norm, **sizes)
-            return model.to(config.device)
+            return model.to(device_of(config))
         except ValueError as error:
             given = "".join(f"data.image_size is {sizes[key]} and " for key in sizes if key == "image_size")
             raise ConfigError(

@@ -188,6 +188,7 @@ def serve(link: Link, worker: Worker, patience: float) -> None:
             if 0 in link.lost:
                 raise StoppedError("the server's rank is lost")
             if time.monotonic() >= until:
+                link.abandoned = True
                 raise StoppedError(f"the server was silent for {patience:g} seconds")
             continue
         until = time.monotonic() + patience

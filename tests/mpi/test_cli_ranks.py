@@ -36,7 +36,7 @@ def records(folder: Path) -> list[list[object]]:
 def fedsparse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedsparse", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=250, check=False, env={**os.environ, **environment}
     )
 
 
@@ -53,6 +53,25 @@ def test_three_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     assert records(tmp_path / "one") == records(tmp_path / "three")
     assert (tmp_path / "three" / "result.json").exists()
     assert (tmp_path / "three" / "report.html").exists()
+
+
+@pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
+def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    config = tmp_path / "ranks.toml"
+    config.write_text(CONFIG)
+    folder = tmp_path / "run"
+    lost = fedsparse(
+        "run", str(config), "--out", str(folder), "--ranks", "3", FEDSPARSE_FAULT="1:0:train:kill,0:1:update:kill"
+    )
+    assert lost.returncode == 3
+    assert f"`fedsparse resume {folder}` goes on" in lost.stderr
+    assert not (folder / "result.json").exists()
+    resumed = fedsparse("resume", str(folder), "--quiet")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    (entry,) = json.loads((folder / "rounds.jsonl").read_text().splitlines()[0])["incidents"]
+    assert (entry["rank"], entry["reason"]) == (1, "lost: its process ended")
+    assert "rank 1, client" in (folder / "report.html").read_text()
+    assert json.loads((folder / "result.json").read_text())["status"] == "complete"
 
 
 def test_without_mpirun_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:
