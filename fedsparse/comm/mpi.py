@@ -53,8 +53,8 @@ class Received:
 class Link:
     """This process's end of the MPI job.
 
-    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. abandoned: whether this
-    worker waited for rank 0 in vain. exit_code: what this process is to end with.
+    rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. abandoned: whether
+    this worker waited for rank 0 in vain. exit_code: what this process is to end with.
     """
 
     exit_code: ClassVar[int] = 0
