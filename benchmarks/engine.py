@@ -4,7 +4,8 @@ Three tasks (`benchmarks/rivals/tasks.py`), the same torch models, random data a
 local epoch of plain SGD. Ours encodes, counts, decodes and judges every message; the rivals pass arrays. The rivals run
 in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), made at the first call, with the torch
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
-cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up.
+cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up
+(ENGINE_ROUNDS sets how many).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def rival(name: str, task: str) -> Row:
     """A task in another engine, in its own environment and process."""
     try:
         python = environment(name)
-        command = [str(python), str(RIVALS / f"{name}_run.py"), task]
+        command = [str(python), f"{name}_run.py", task]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=RIVALS, check=True)
         said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:

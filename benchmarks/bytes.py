@@ -1,0 +1,73 @@
+"""Bytes of a round beside dense FedAvg: `python -m benchmarks.bytes [METHOD...] [--density D]`.
+
+ResNet-18 (CIFAR), two clients that take part in every round, the adjustment interval of ten rounds in the middle of the
+schedule (T_end 300, t = 150..159: one adjustment round, one round after it in which the new mask travels). There the
+cosine decay of what is adjusted stands at its mean over the schedule. What is counted is the encoded messages of the
+rounds, headers, masks, grown weights and norm statistics included, by direction. Data are four random images: bytes
+depend on the numbers' types and on the masks, not on what is learnt.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+
+from fedsparse import models
+from fedsparse.data import Dataset
+from fedsparse.federated import Experiment, Loop, Method, Training
+from fedsparse.methods import FedAvg, FedDST, FedMef, FedRTS, FedSGC, FedTiny
+from fedsparse.wire import Carrier
+
+FIRST, ROUNDS = 150, 10
+WIRES: tuple[Carrier, ...] = ("fp32", "fp16", "int8")
+GOALS = {"fp32": 19, "fp16": 38, "int8": 70}
+
+
+def bytes_of(method: Method, wire: Carrier, rounds: int) -> tuple[float, float]:
+    """Mean bytes a round and client, (down, up)."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3])
+    data = Dataset("random", images, labels, 10, (0.0,) * 3, (1.0,) * 3)
+    torch.manual_seed(0)
+    model = models.build("resnet18", 10, channels=3, image_size=8)
+    training = Training(rounds=300, clients_per_round=2, epochs=1, batch_size=2, lr=0.01, eval_every=1000)
+    loop = Loop(Experiment(model, method, data, data, [np.arange(2), np.arange(2, 4)], training, wire=wire))
+    loop.open()
+    loop.round(FIRST - 1)
+    records = [loop.round(t) for t in range(FIRST, FIRST + rounds)]
+    return tuple(sum(r[f"bytes_{way}"] for r in records) / rounds / 2 for way in ("down", "up"))  # type: ignore[return-value]
+
+
+def all_methods(density: float) -> dict[str, Method]:
+    return {
+        "fedavg": FedAvg(density=density),
+        "fedtiny": FedTiny(density=density, pool=1, last=300),
+        "feddst": FedDST(density=density, interval=10, last=300),
+        "fedrts": FedRTS(density=density, interval=10, last=300),
+        "fedsgc": FedSGC(density=density, interval=10, last=300),
+        "fedmef": FedMef(density=density, interval=10, last=300),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", default=["fedavg", "fedtiny", "feddst"], help="of those below")
+    parser.add_argument("--density", type=float, default=0.05)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dense = bytes_of(FedAvg(), "fp32", 1)
+    print(f"ResNet-18, density {options.density:g}, bytes a round and client; dense fp32: {dense[0]:,.0f} down")
+    print("| method | wire | down | up | dense fp32 / down | dense fp32 / up | goal |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in options.methods:
+        method = all_methods(options.density)[name]
+        for wire in WIRES:
+            down, up = bytes_of(method, wire, ROUNDS)
+            ratios = f"{dense[0] / down:.1f} | {dense[1] / up:.1f}"
+            print(f"| {name} | {wire} | {down:,.0f} | {up:,.0f} | {ratios} | {GOALS[wire]} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
