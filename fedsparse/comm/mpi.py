@@ -14,7 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-FIRST_WAIT, LONGEST_WAIT = 1e-5, 5e-3
+import numpy as np
+
+FIRST_WAIT, SENDING_WAIT, LONGEST_WAIT = 1e-5, 1e-4, 5e-3
+"""Seconds between polls: at first, at most while a message is on its way out (MPI moves it only when it is polled), and
+at most."""
 
 
 def world_size() -> int:
@@ -47,7 +51,7 @@ class Received:
 
     source: int
     tag: int
-    data: bytes
+    data: memoryview
 
 
 class Link:
@@ -93,25 +97,27 @@ class Link:
             if time.monotonic() >= deadline:
                 return None
             time.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
+            wait = min(2 * wait, SENDING_WAIT if self._still_sending() else LONGEST_WAIT)
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is sent but what goes to lost ranks, at most that long; whether it is."""
         deadline = time.monotonic() + seconds
-        while True:
-            self._tidy()
-            open_ = [to for to, _, _ in self._sending if to not in self.lost]
-            if not open_ or time.monotonic() >= deadline:
-                return not open_
-            time.sleep(LONGEST_WAIT)
+        while self._still_sending() and time.monotonic() < deadline:
+            time.sleep(SENDING_WAIT)
+        return not self._still_sending()
+
+    def _still_sending(self) -> bool:
+        """Whether anything is on its way to a rank that is not lost."""
+        self._tidy()
+        return any(to not in self.lost for to, _, _ in self._sending)
 
     def _tidy(self) -> None:
         """Forget what is sent; the bytes for a lost rank stay, since MPI may still read them."""
         self._sending = [item for item in self._sending if item[0] in self.lost or not self._finished(item[1])]
 
-    def introduce(self, rank: int, data: bytes) -> None:
+    def introduce(self, rank: int, data: memoryview) -> None:
         """Remember which process a rank is (`identity` of that rank)."""
-        host, _, process = data.decode().rpartition(" ")
+        host, _, process = bytes(data).decode().rpartition(" ")
         self._processes[rank] = (host, int(process))
 
     @staticmethod
@@ -155,9 +161,10 @@ class Link:
         try:
             if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=self._mpi.ANY_TAG, status=status):
                 return None
-            data = bytearray(status.Get_count(self._mpi.BYTE))
+            # numpy asks for large pages: a fresh buffer of 45 MB else costs more than the message itself
+            data = np.empty(status.Get_count(self._mpi.BYTE), dtype=np.uint8)
             self._world.Recv([data, self._mpi.BYTE], source=status.Get_source(), tag=status.Get_tag())
-            return Received(status.Get_source(), status.Get_tag(), bytes(data))
+            return Received(status.Get_source(), status.Get_tag(), data.data)
         except self._mpi.Exception as error:
             self._note_failure(error, None)
             return None

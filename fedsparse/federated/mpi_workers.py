@@ -137,7 +137,7 @@ class MPIWorkers:
             return Done(order.client, None, f"rank {rank} sent an answer that cannot be read")
         rest = data[_ANSWER.size :]
         if message.tag != Tag.ANSWER:
-            return Done(client, None, rest.decode(errors="replace"))
+            return Done(client, None, bytes(rest).decode(errors="replace"))
         self.paces[order.task].note(rank, self.samples[client], seconds)
         return Done(client, rest, "", seconds, peak)
 
@@ -201,7 +201,7 @@ def serve(link: Link, worker: Worker, patience: float) -> None:
             deliver(worker, kind, message.data)
             continue
         number, client, round = _ORDER.unpack_from(message.data)
-        done = carry_out(worker, kind, client, message.data[_ORDER.size :].decode())
+        done = carry_out(worker, kind, client, bytes(message.data[_ORDER.size :]).decode())
         head = _ANSWER.pack(number, client, done.seconds, done.peak)
         tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
         faults.reach("answer", round)

@@ -25,7 +25,7 @@ class Facts:
 
 
 def judge(
-    data: bytes, kind: str, round: int, sender: int, declared: int, expect: Mapping[str, Spec]
+    data: bytes | memoryview, kind: str, round: int, sender: int, declared: int, expect: Mapping[str, Spec]
 ) -> tuple[Facts, dict[str, Section]]:
     """Decode a report and check it; return what the client says of itself, and the other sections.
 

@@ -49,7 +49,7 @@ class Worker:
     def __post_init__(self) -> None:
         self._start = {name: buffer.clone() for name, buffer in exchange.counters(self.model).items()}
 
-    def receive_mask(self, data: bytes) -> None:
+    def receive_mask(self, data: bytes | memoryview) -> None:
         """Take the masks of a `mask` message, or their change."""
         sections = decode(data).sections
         if "base" in sections:
@@ -58,11 +58,11 @@ class Worker:
         exchange.load(self.model, sections, self.names, self.method.granularity)
         self.common = {name: layer.topology for name, layer in sparse_layers(self.model).items()}
 
-    def receive_weights(self, data: bytes) -> None:
+    def receive_weights(self, data: bytes | memoryview) -> None:
         """Keep a `weights` message; every client of the round starts from it."""
         self.weights, self.asked = decode(data), None
 
-    def receive_task(self, data: bytes) -> None:
+    def receive_task(self, data: bytes | memoryview) -> None:
         """Keep the message of a task that clients will perform."""
         message = decode(data)
         before = {} if self.asked is None else self.asked.sections

@@ -25,7 +25,7 @@ class Done:
     """
 
     client: int
-    answer: bytes | None
+    answer: bytes | memoryview | None
     error: str = ""
     seconds: float = 0.0
     peak: int = 0
@@ -95,7 +95,7 @@ class LocalWorkers:
         """Nothing to let go."""
 
 
-def deliver(worker: Worker, kind: Tag, data: bytes) -> None:
+def deliver(worker: Worker, kind: Tag, data: bytes | memoryview) -> None:
     """Give a worker a mask, weights or task message."""
     {Tag.MASK: worker.receive_mask, Tag.WEIGHTS: worker.receive_weights, Tag.TASK: worker.receive_task}[kind](data)
 
