@@ -13,7 +13,7 @@ SPARSEPROP ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsparse/rivals/sparseprop
 HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench rivals gpu-check lint clean
+.PHONY: help install demo test bench bench-engine rivals gpu-check lint clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,12 @@ bench: $(INSTALLED) ## Measure layers, steps, an adjustment and messages against
 	$(BIN)/python -m benchmarks.adjustment --csv $(RESULTS)/adjustment.csv
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.plot $(RESULTS)
+
+bench-engine: $(INSTALLED) ## Measure a round beside pfl-research and Flower, bytes, memory and messages (half an hour)
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.bytes
+	$(BIN)/python -m benchmarks.scale
+	$(MPI_ENVIRONMENT) $(BIN)/mpirun -n 2 $(BIN)/python -m benchmarks.mpi_send
 
 rivals: $(INSTALLED) ## Build SparseProp, a rival of `make bench`, outside the tree (about 5 minutes)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(SPARSEPROP) sparseprop==0.1.14
