@@ -21,7 +21,7 @@ from fedsparse.federated.journal import resumable
 @cache
 def outcomes() -> dict[tuple[str, str], dict]:
     done = subprocess.run(
-        [sys.executable, kill_program.__file__], capture_output=True, text=True, timeout=280, check=False,
+        [sys.executable, kill_program.__file__], capture_output=True, text=True, timeout=850, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -30,6 +30,7 @@ def outcomes() -> dict[tuple[str, str], dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_at_any_stage_a_run_resumes_to_the_same_bits(name: str) -> None:
     undisturbed = outcomes()[name, ""]

@@ -36,10 +36,11 @@ def records(folder: Path) -> list[list[object]]:
 def fedsparse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedsparse", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=250, check=False, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=850, check=False, env={**os.environ, **environment}
     )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
 def test_three_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     config = tmp_path / "ranks.toml"
@@ -55,6 +56,7 @@ def test_three_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     assert (tmp_path / "three" / "report.html").exists()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
 def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_path: Path) -> None:
     config = tmp_path / "ranks.toml"
