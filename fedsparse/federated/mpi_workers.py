@@ -186,7 +186,7 @@ def serve(link: Link, worker: Worker, patience: float) -> None:
         message = link.receive(until - time.monotonic())
         if message is None:
             if 0 in link.lost:
-                raise StoppedError("the server's rank is lost")
+                raise StoppedError("the server's rank is lost; `fedsparse resume` goes on from its last checkpoint")
             if time.monotonic() >= until:
                 link.abandoned = True
                 raise StoppedError(f"the server was silent for {patience:g} seconds")
