@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import Row, header, write_csv
+from benchmarks.rivals.convolution import Calls, csr, sparseprop
 from fedsparse import ops
 from fedsparse.ops.algebra import FAMILIES
 from fedsparse.ops.blocked_conv2d import _within
@@ -42,7 +43,6 @@ GOALS = {
     "sparse V16": dict(zip(DENSITIES, (1.5, 3.5, 6.5, 11, 16, 20))),
 }
 SPARSEPROP = "SparseProp 0.1.14"
-Calls = dict[str, Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -130,31 +130,6 @@ def dense(o: Operands, layout: torch.memory_format, dtype: torch.dtype = torch.f
     }
 
 
-def csr(o: Operands) -> Calls:
-    """torch.sparse CSR on windows; unfolding and folding count, as they must be done."""
-    rows, columns = o.topology.rows, o.topology.channels * 9
-    indptr, cols = o.topology.indptr, o.topology.cols
-    weight = torch.sparse_csr_tensor(indptr, cols, o.values, (rows, columns), check_invariants=True)
-    transposed = o.topology.unpack(o.values).reshape(rows, columns).T.to_sparse_csr()
-    pattern = torch.sparse_csr_tensor(indptr, cols, torch.zeros_like(o.values), (rows, columns))
-    batch, size = o.x.shape[0], o.x.shape[2]
-
-    def windows() -> Tensor:
-        return F.unfold(o.x, 3, padding=1).transpose(0, 1).reshape(columns, -1)
-
-    def flat() -> Tensor:
-        return o.gy.transpose(0, 1).reshape(rows, -1)
-
-    def back() -> Tensor:
-        return F.fold((transposed @ flat()).reshape(columns, batch, -1).transpose(0, 1), (size, size), 3, padding=1)
-
-    return {
-        "forward": lambda: (weight @ windows()).reshape(rows, batch, size, size).transpose(0, 1).contiguous(),
-        "input": back,
-        "weight": lambda: torch.sparse.sampled_addmm(pattern, flat(), windows().T).values(),
-    }
-
-
 def check(o: Operands) -> None:
     """AssertionError where a pass of ours is not the float64 result up to rounding."""
     wide = Operands(o.topology, o.values.double(), o.x.double(), o.gy.double())
@@ -190,9 +165,14 @@ def contenders(layer: str, densities: Iterable[float], batch: int, rivals: "Riva
             Contender("sparse V16", sparse(strips, blocked=True), density),
         ]
         if density in rivals.slow:
-            found.append(Contender("torch.sparse CSR", csr(single), density))
+            found.append(
+                Contender("torch.sparse CSR", csr(single.topology, single.values, single.x, single.gy), density)
+            )
         if rivals.sparseprop:
-            found += [Contender(SPARSEPROP, sparseprop(single, over_on), density) for over_on in (False, True)]
+            found += [
+                Contender(SPARSEPROP, sparseprop(single.topology, single.values, single.x, single.gy, over_on), density)
+                for over_on in (False, True)
+            ]
     return found
 
 
@@ -202,32 +182,6 @@ class Rivals:
 
     sparseprop: bool
     slow: tuple[float, ...]
-
-
-def sparseprop(o: Operands, over_on: bool) -> Calls:
-    """SparseProp's layer through autograd: its backward computes both gradients at once, so they count as one pass.
-
-    over_on: which of its two kernels; the faster one is reported, as its own chooser would take it.
-    """
-    from sparseprop.modules import SparseConv2d
-
-    conv = torch.nn.Conv2d(o.topology.channels, o.topology.rows, 3, padding=1, bias=False)
-    with torch.no_grad():
-        conv.weight.copy_(o.topology.unpack(o.values))
-    layer = SparseConv2d.from_dense(conv, vectorizing_over_on=over_on)
-    x = o.x.clone().requires_grad_()
-    kept: list[Tensor] = []
-
-    def forward() -> Tensor:
-        kept[:] = [layer(x)]
-        return kept[0]
-
-    def backward() -> Tensor:
-        return torch.autograd.grad(kept[0], [x, *layer.parameters()], o.gy, allow_unused=True)[0]
-
-    error = float((forward().detach() - sparse(o, blocked=False)["forward"]()).abs().max())
-    assert error < 1e-2, f"SparseProp computes something else: difference {error:.1e}"
-    return {"forward": forward, "input": backward}
 
 
 def measure(layer: str, args: argparse.Namespace, rivals: Rivals) -> list[Row]:

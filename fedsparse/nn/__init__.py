@@ -6,7 +6,8 @@ from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, spar
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.norms import batch_norms, refresh_norms
-from fedsparse.nn.region import Blocked, recompute_norm_inputs, use_region
+from fedsparse.nn.recompute import recompute_norm_inputs
+from fedsparse.nn.region import Blocked, use_region
 from fedsparse.nn.scaled_pruning import prune_activations
 
 __all__ = [

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.region import Blocked, admits, as_tensor, enter, recomputes
+from fedsparse.nn.recompute import recomputes
+from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.dispatch import Choice, choose, pass_of
 from fedsparse.ops.index import Index

@@ -18,15 +18,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from fedsparse import ops
+from fedsparse.nn.recompute import Again
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
 
 _wish: bool | None = None
-_recomputes = False
-Again = Callable[[], Tensor]
-"""Computes blocks once more."""
 
 
 @contextmanager
@@ -38,42 +35,6 @@ def use_region(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _wish = before
-
-
-@contextmanager
-def recompute_norm_inputs(wanted: bool = True) -> Iterator[None]:
-    """Within the context a norm in the region does not keep its input where a sparse convolution made it.
-
-    The backward pass computes it again by that convolution, bit for bit: about half of the activations' memory for one
-    more forward convolution. Norms whose input came from elsewhere keep it. RuntimeError in a backward pass before
-    which the convolution's weights were changed in place.
-    """
-    global _recomputes
-    before, _recomputes = _recomputes, wanted
-    try:
-        yield
-    finally:
-        _recomputes = before
-
-
-def recomputes() -> bool:
-    """Whether `recompute_norm_inputs` is in force and gradients are."""
-    return _recomputes and torch.is_grad_enabled()
-
-
-@contextmanager
-def kept_as(blocks: Tensor, again: Again | None) -> Iterator[None]:
-    """Within the context autograd keeps `again` in place of `blocks`, where it is given."""
-    if again is None:
-        yield
-        return
-    place = (blocks.data_ptr(), blocks.shape)
-
-    def pack(saved: Tensor) -> Any:
-        return again if (saved.data_ptr(), saved.shape) == place else saved
-
-    with saved_tensors_hooks(pack, lambda saved: saved if isinstance(saved, Tensor) else saved()):
-        yield
 
 
 class Member(Protocol):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler, kept_as
+from fedsparse.nn.recompute import kept_as
+from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler
 from fedsparse.ops import blocked_norm, blocked_pool
 from fedsparse.ops.blocked import to_blocked
 
