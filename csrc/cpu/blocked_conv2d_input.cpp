@@ -51,7 +51,8 @@ void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStri
                0,
                0,
                conv.out.x};
-  const int64_t row_bytes = (last - first) * plane.pitch * kLine * static_cast<int64_t>(sizeof(T));
+  // The same bands for any number of parts: they order the sums.
+  const int64_t row_bytes = conv.channels * plane.pitch * kLine * static_cast<int64_t>(sizeof(T));
   const int64_t rows = std::max<int64_t>(1, kBandBytes / row_bytes);
   for (; s.row_begin < conv.out.y; s.row_begin = s.row_end) {
     s.row_end = std::min(conv.out.y, s.row_begin + rows);

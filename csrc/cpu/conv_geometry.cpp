@@ -41,6 +41,8 @@ Conv checked_conv(const char* op, int64_t batch, int64_t channels, int64_t rows,
             checked_pair(op, "stride", stride, 1),
             checked_pair(op, "padding", padding, 0),
             checked_pair(op, "dilation", dilation, 1)};
+  require(in.y >= 1 && in.x >= 1, op, ": the input must have at least one pixel, not ", in.y, " x ", in.x,
+          ".");
   conv.out.y = out_size(op, in.y, conv.kernel.y, conv.stride.y, conv.padding.y, conv.dilation.y);
   conv.out.x = out_size(op, in.x, conv.kernel.x, conv.stride.x, conv.padding.x, conv.dilation.x);
   return conv;

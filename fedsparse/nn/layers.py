@@ -16,7 +16,7 @@ from fedsparse import ops
 from fedsparse.nn.recompute import recomputes
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
-from fedsparse.ops.dispatch import Choice, choose, pass_of
+from fedsparse.ops.dispatch import LINEAR, Choice, choose, pass_of
 from fedsparse.ops.index import Index
 from fedsparse.topology import Move, Topology
 
@@ -81,8 +81,9 @@ class SparseLayer(nn.Module):
         """
         if self.seen is None or self.values.device.type != "cpu":
             return {}
-        (batch, *size), stride = self.seen, self.geometry().get("stride", (1, 1))
-        where = (self.topology.kernel, stride, (size[0], size[1]), batch, self.values.dtype)
+        (batch, high, wide), given = self.seen, self.geometry()
+        geometry = (self.topology.kernel, *given.values()) if given else LINEAR
+        where = (geometry, (high, wide), batch, self.values.dtype)
         index = Index.of(self.topology)
         return {name: choose(pass_of(self.family, product, index, *where)) for name, product in _PASSES.items()}
 

@@ -66,6 +66,7 @@ class Blocked:
     ) -> None:
         self.member, self.batch, self.again = member, batch, again
         self._blocks, self._norm, self._residual = blocks, norm, residual
+        self._recorded = torch.is_grad_enabled()
         known: Any = blocks if like is None else like
         self.shape = torch.Size((batch, *known.shape[1:4]))
         self.dtype: torch.dtype = known.dtype
@@ -79,17 +80,22 @@ class Blocked:
 
     def _run(self, relu: bool) -> Tensor:
         assert self._norm is not None
-        return self._norm(self._residual, relu)
+        with torch.set_grad_enabled(self._recorded):
+            return self._norm(self._residual, relu)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a norm waits that may run with what is done now: under the grad mode in which it was called."""
+        return self._blocks is None and self._recorded == torch.is_grad_enabled()
 
     def relu(self) -> "Blocked":
         """max(x, 0), in one kernel with a norm that waits."""
-        waits = self._blocks is None
-        return self.with_blocks(self._run(relu=True) if waits else torch.relu(self.blocks))
+        return self.with_blocks(self._run(relu=True) if self._waits else torch.relu(self.blocks))
 
     def plus(self, other: "Blocked") -> "Blocked":
         """The sum of two of equal shape; a norm that waits takes the other as its residual."""
         for norm, rest in ((self, other), (other, self)):
-            if norm._blocks is None and norm._residual is None:
+            if norm._waits and norm._residual is None:
                 return Blocked(self.member, self.batch, norm=norm._norm, residual=rest.blocks, like=self)
         return self.with_blocks(self.blocks + other.blocks)
 
@@ -102,7 +108,7 @@ class Blocked:
         if isinstance(other, Tensor):
             other = self.with_blocks(to_blocked(other))
         self._blocks, self._norm, self._residual = other._blocks, other._norm, other._residual
-        self.again = other.again
+        self._recorded, self.again = other._recorded, other.again
         return self
 
     def tensor(self) -> Tensor:
@@ -200,13 +206,18 @@ Left = dict[int, tuple[Blocked, Tensor]]
 
 
 def _outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The function on ordinary tensors; a Blocked that it changes in place changes too."""
+    """The function on ordinary tensors; a Blocked that it changes in place changes too.
+
+    What it returns is no view of the Blocked: writing to a slice of it (`y[:, 0].mul_(2)`) does not change y.
+    """
     name = getattr(func, "__name__", str(func)).strip("_")
     left: Left = {}
     keywords = {key: _out(value, name, left) for key, value in kwargs.items()}
-    result = func(*(_out(x, name, left) for x in args), **keywords)
+    values = [_out(x, name, left) for x in args]
+    versions = {id(tensor): tensor._version for _, tensor in left.values()}
+    result = func(*values, **keywords)
     for blocked, tensor in left.values():
-        if result is tensor:
+        if result is tensor or tensor._version != versions[id(tensor)]:
             blocked.become(tensor)
     return result
 

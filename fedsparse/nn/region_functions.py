@@ -47,9 +47,9 @@ for _function in (F.relu6, F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, F.h
     HANDLERS[_function] = partial(_elementwise, _function)
 
 
-def _with_number(function: Any, x: Any, other: Any) -> Any:
+def _with_number(function: Any, x: Any, other: Any, **options: Any) -> Any:
     """A number with each entry; sums of two tensors are `_sum`."""
-    if isinstance(x, Blocked) and isinstance(other, int | float):
+    if isinstance(x, Blocked) and isinstance(other, int | float) and not options:
         return x.with_blocks(function(x.blocks, other))
     return NotImplemented
 

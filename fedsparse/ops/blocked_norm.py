@@ -13,8 +13,9 @@ with the means over what the statistics were taken of, and without them for give
 weight inside the means.
 
 Kept for the backward: x and the statistics; y as well where a residual and ReLU are fused (it is the next layer's
-input, which that layer keeps anyway). Without a residual ReLU is read off x. Torch's own layers keep x, y of the
-norm's ReLU and, for an addition, as much: never less. Once differentiable. CPU only (C++, float32 and float64).
+input, which that layer keeps anyway). Without a residual ReLU is read off x.Torch's own layers keep x, y of the
+norm's ReLU and, for an addition, as much; but lanes without an image are kept here too. Once differentiable. CPU only
+(C++, float32 and float64).
 """
 
 from typing import Any

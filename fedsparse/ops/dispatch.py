@@ -9,12 +9,14 @@ enter the blocked layout for dense torch) or "linear". Where no back end is forc
 2. else the shipped crossover of the pass's kind: the density up to which the sparse kernel was at least as fast as the
    best dense torch in `python -m benchmarks.crossovers`, on the machine that `crossovers.json` names.
 
-Nothing is measured outside `measuring`, so that a run chooses alike in every process that shares the file, and its bits
-do not depend on how busy the machine was. Lanes without an image cost as much as others: a batch that fills half of its
-lanes counts as twice as dense.
+Nothing is measured outside `measuring`, and the file is read once a process, so that processes started on the same file
+choose alike and bits do not depend on how busy the machine was; after a `measuring` they may differ from those before.
+Lanes without an image cost as much as others: a batch that fills half of its lanes counts as twice as dense.
 """
 
+import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -35,8 +37,10 @@ from fedsparse.ops.blocked import LANES
 from fedsparse.ops.index import Index
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
+Times = dict[str, dict[str, float]]
+log = logging.getLogger("fedsparse")
 _measuring = False
-_times: dict[Path, dict[str, dict[str, float]]] = {}
+_times: dict[Path, Times] = {}
 
 
 class Pass(NamedTuple):
@@ -51,6 +55,8 @@ class Pass(NamedTuple):
     product: str
     weight: tuple[int, int, int, int]
     stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
     size: tuple[int, int]
     batch: int
     dtype: torch.dtype
@@ -76,8 +82,9 @@ class Pass(NamedTuple):
         """All that a measured time depends on; densities within a factor of 2^(1/4) share one."""
         bucket = round(4 * math.log2(self.density)) / 4 if self.nnz else "-inf"
         name = str(self.dtype).removeprefix("torch.")
-        shape, stride, size = ("x".join(map(str, part)) for part in (self.weight, self.stride, self.size))
-        what = f"{self.family} {self.product} {shape} stride {stride} on {size}"
+        where = (self.weight, self.stride, self.padding, self.dilation, self.size)
+        shape, stride, padding, dilation, size = ("x".join(map(str, part)) for part in where)
+        what = f"{self.family} {self.product} {shape} stride {stride} padding {padding} dilation {dilation} on {size}"
         return f"{what} batch {self.batch} {name} 2^{bucket} strip {self.strip}"
 
 
@@ -97,12 +104,12 @@ class Choice(NamedTuple):
 
 def choose(work: Pass) -> Choice:
     """The faster of "cpu" and "dense" for the pass."""
-    return _choose(work, _file(), torch.ops.fedsparse.isa())
+    return _choose(work, file_of_times(), torch.ops.fedsparse.isa())
 
 
 @lru_cache(4096)
-def _choose(work: Pass, file: Path, isa: str) -> Choice:
-    times = _read(file).get(work.key, {})
+def _choose(work: Pass, file: Path | None, isa: str) -> Choice:
+    times = _known(file).get(work.key, {})
     limit = crossover(work)
     if times:
         return Choice(min(times, key=lambda name: times[name]), times, limit)
@@ -122,7 +129,7 @@ def run(work: Pass, candidates: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """The result of the chosen candidate; within `measuring` both are timed first."""
     if _measuring:
         times = {name: milliseconds(candidate) for name, candidate in candidates.items()}
-        _keep(_file(), work.key, times)
+        _keep(file_of_times(), work.key, times)
     return candidates[choose(work).name]()
 
 
@@ -133,10 +140,9 @@ def products(family: str, sparse: Products, dense: Products, batch: int | None =
     """
 
     def work(product: str, index: Index, operand: Tensor, geometry: Geometry) -> Pass:
-        kernel, stride = geometry[:2] if geometry else ((1, 1), (1, 1))
         size = (operand.shape[2], operand.shape[3]) if operand.dim() > 2 else (1, 1)
         images = operand.shape[0] if batch is None else batch
-        return pass_of(family, product, index, kernel, stride, size, images, operand.dtype)
+        return pass_of(family, product, index, geometry[:4] or LINEAR, size, images, operand.dtype)
 
     def product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         both = {
@@ -163,20 +169,25 @@ def products(family: str, sparse: Products, dense: Products, batch: int | None =
     return Products(product, transposed, sampled)
 
 
+LINEAR: Geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
+"""Kernel, stride, padding and dilation of a linear layer."""
+
+
 def pass_of(
     family: str,
     product: str,
     index: Index,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
+    geometry: Geometry,
     size: tuple[int, int],
     batch: int,
     dtype: torch.dtype,
 ) -> Pass:
-    """The pass over a layer with these index arrays."""
+    """The pass over a layer with these index arrays; geometry as (kernel, stride, padding, dilation)."""
+    kernel, stride, padding, dilation = geometry
     strip = torch.ops.fedsparse.strip_rows(index.indptr, index.cols)
     weight = (index.rows, index.channels, *kernel)
-    return Pass(family, product, weight, stride, size, batch, dtype, index.cols.shape[0], strip)
+    nnz = index.cols.shape[0]
+    return Pass(family, product, weight, stride, padding, dilation, size, batch, dtype, nnz, strip)
 
 
 @contextmanager
@@ -219,12 +230,26 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _file() -> Path:
-    given = os.environ.get("FEDSPARSE_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(given) if given else Path(home) / "fedsparse"
+def file_of_times() -> Path | None:
+    """Where measured times are kept; None where there is no home folder to keep them in."""
+    given = tuple(os.environ.get(name) for name in ("FEDSPARSE_CACHE", "XDG_CACHE_HOME", "HOME"))
+    return _file_in(given, torch.ops.fedsparse.isa(), torch.get_num_threads())
+
+
+@lru_cache(64)
+def _file_in(given: tuple[str | None, ...], isa: str, threads: int) -> Path | None:
+    own, caches, _ = given
+    if own:
+        folder = Path(own)
+    elif caches:
+        folder = Path(caches) / "fedsparse"
+    else:
+        try:
+            folder = Path.home() / ".cache" / "fedsparse"
+        except RuntimeError:
+            return None
     machine = re.sub(r"\W+", "-", processor())
-    return folder / f"{machine}-{_version()}-{torch.ops.fedsparse.isa()}-{torch.get_num_threads()}-threads.json"
+    return folder / f"{machine}-{_version()}-{isa}-{threads}-threads.json"
 
 
 @cache
@@ -232,23 +257,49 @@ def _version() -> str:
     return f"{metadata.version('fedsparse')}-torch-{torch.__version__}"
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """The measured times, read once a process; a file that is not ours counts as none."""
+def _known(path: Path | None) -> Times:
+    """The measured times, read once a process; of a file that is not ours, none and a warning."""
+    if path is None:
+        return {}
     if path not in _times:
         try:
-            _times[path] = json.loads(path.read_text())
+            _times[path] = _read(path)
         except FileNotFoundError:
             _times[path] = {}
-        except ValueError as error:
-            raise ValueError(f"{path} does not hold measured times ({error}); delete it.") from error
+        except (OSError, ValueError) as error:
+            log.warning("measured times in %s are not used: %s", path, error)
+            _times[path] = {}
     return _times[path]
 
 
-def _keep(path: Path, key: str, times: dict[str, float]) -> None:
-    known = _read(path)
-    _choose.cache_clear()
+def _read(path: Path) -> Times:
+    """The times in a file; ValueError where it holds something else."""
+    found = json.loads(path.read_text())
+    rows = found.values() if isinstance(found, dict) else [None]
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != {"cpu", "dense"} or not all(_is_time(ms) for ms in row.values()):
+            raise ValueError("it does not hold a time of each back end for every pass; delete it")
+    return found
+
+
+def _is_time(ms: Any) -> bool:
+    return isinstance(ms, int | float) and math.isfinite(ms) and ms > 0
+
+
+def _keep(path: Path | None, key: str, times: dict[str, float]) -> None:
+    """Add to what the file holds now; RuntimeError where it cannot be written."""
+    if path is None:
+        raise RuntimeError("measured times have nowhere to go: set FEDSPARSE_CACHE to a folder")
+    known = _known(path)
     known[key] = {name: round(ms, 4) for name, ms in times.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(known, indent=0, sort_keys=True))
-    fresh.replace(path)
+    _choose.cache_clear()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            everyone = (_read(path) if path.exists() else {}) | {key: known[key]}
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(everyone, indent=0, sort_keys=True))
+            fresh.replace(path)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"measured times cannot be kept in {path}: {error}") from error

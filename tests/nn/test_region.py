@@ -291,3 +291,50 @@ def test_the_graph_dies_with_the_output() -> None:
     finally:
         gc.enable()
     assert not blocked
+
+
+def test_a_look_without_gradients_cuts_no_graph() -> None:
+    """A hook that reads a norm's output under no_grad runs the waiting norm, which must still be recorded."""
+    model = build("resnet20").float()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, __, y: watch(y))
+
+    def watch(y: Tensor) -> None:
+        with torch.no_grad():
+            assert float(y.abs().mean()) >= 0
+
+    model(torch.randn(16, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_norm_called_without_gradients_gets_none() -> None:
+    norm = nn.BatchNorm2d(4)
+    conv = sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5)[0]
+    with torch.no_grad():
+        y = norm(conv(torch.randn(16, 3, 8, 8)))
+    assert not torch.relu(y).tensor().requires_grad
+
+
+def test_writes_and_options_are_those_of_a_tensor() -> None:
+    conv = sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5)[0]
+    x = torch.randn(16, 3, 8, 8)
+    with use_region(False):
+        plain = conv(x).detach()
+    with torch.no_grad():
+        for change in (lambda y: y.__setitem__((slice(None), slice(0, 2)), 0), lambda y: y[:, 1].shape):
+            expected, y = plain.clone(), conv(x)
+            change(expected)
+            change(y)
+            torch.testing.assert_close(y.tensor(), expected)
+        torch.testing.assert_close(torch.sub(conv(x), 1, alpha=2), plain - 2)
+        torch.testing.assert_close(
+            torch.div(conv(x), 0.3, rounding_mode="floor"), torch.div(plain, 0.3, rounding_mode="floor")
+        )
+
+
+def test_a_map_without_pixels_is_refused() -> None:
+    model = sparsify(nn.Sequential(nn.Conv2d(3, 16, 3, padding=2)), 0.5)
+    for region in (True, False):
+        with use_region(region), pytest.raises(RuntimeError, match="at least one pixel"):
+            model(torch.zeros(16, 3, 0, 5))

@@ -16,7 +16,17 @@ CASE = Conv(N=16, C=16, B=16, H=8, W=8)
 
 def work(density: float, batch: int = 16, family: str = "conv2d", product: str = "product", strip: int = 1):
     return dispatch.Pass(
-        family, product, (10, 100, 3, 3), (1, 1), (8, 8), batch, torch.float32, round(9000 * density), strip
+        family,
+        product,
+        (10, 100, 3, 3),
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        (8, 8),
+        batch,
+        torch.float32,
+        round(9000 * density),
+        strip,
     )
 
 
@@ -64,7 +74,7 @@ def test_measured_times_come_before_the_table_and_are_kept(times: Path, monkeypa
     topology, values, x, _ = conv_operands(CASE, torch.float32)
     with ops.measuring():
         output_and_gradients(lambda v, x: ops.conv2d(v, topology, x, padding=1), values, x)
-    (file,) = times.iterdir()
+    (file,) = times.glob("*.json")
     kept = json.loads(file.read_text())
     assert sorted(key.split()[1] for key in kept) == ["product", "sampled", "transposed"]
     assert all(set(row) == {"cpu", "dense"} and min(row.values()) > 0 for row in kept.values())
@@ -79,10 +89,51 @@ def test_measured_times_come_before_the_table_and_are_kept(times: Path, monkeypa
         assert ("conv2d" in log.names) == (faster == "cpu")
 
 
-def test_a_broken_file_of_times_is_named(times: Path) -> None:
-    dispatch._file().write_text("[1,")
-    with pytest.raises(ValueError, match="does not hold measured times .*delete it"):
-        dispatch.choose(work(0.5))
+@pytest.mark.parametrize(
+    "content", ["", "[1,", "[]", '{"x": 3}', '{"x": {"cpu": null, "dense": 1}}', '{"x": {"bf16": 1}}', '{"x": {}}']
+)
+def test_a_file_that_is_not_ours_is_named_and_not_used(
+    content: str, times: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatch.file_of_times().write_text(content)
+    assert dispatch.choose(work(0.1)).times == {}
+    assert str(dispatch.file_of_times()) in caplog.text
+    with pytest.raises(RuntimeError, match="measured times cannot be kept"):
+        dispatch._keep(dispatch.file_of_times(), "x", {"cpu": 1.0, "dense": 2.0})
+
+
+def test_no_home_stops_no_run(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSPARSE_CACHE", "/dev/null/nothing")
+    assert dispatch.choose(work(0.1)).times == {}
+    monkeypatch.delenv("FEDSPARSE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    dispatch._file_in.cache_clear()
+    assert dispatch.file_of_times() is None
+    assert dispatch.choose(work(0.1)).times == {}
+    with pytest.raises(RuntimeError, match="set FEDSPARSE_CACHE"):
+        dispatch._keep(None, "x", {"cpu": 1.0, "dense": 2.0})
+    dispatch._file_in.cache_clear()
+
+
+def test_times_that_another_process_kept_stay(times: Path) -> None:
+    file, row = dispatch.file_of_times(), {"cpu": 1.0, "dense": 2.0}
+    dispatch._keep(file, "ours", row)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"theirs": row}))
+    dispatch._keep(file, "ours too", row)
+    assert set(json.loads(file.read_text())) == {"ours", "theirs", "ours too"}
+
+
+def test_layers_that_differ_in_anything_timed_have_times_of_their_own() -> None:
+    one = work(0.5)
+    others = {"padding": (0, 0), "dilation": (2, 2), "stride": (2, 2), "size": (9, 9), "batch": 17, "strip": 16}
+    others |= {"family": "blocked_conv2d", "product": "sampled", "nnz": 900, "dtype": torch.float64}
+    keys = {one._replace(**{name: value}).key for name, value in others.items()}
+    assert len(keys | {one.key}) == len(others) + 1
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0], ids=["all dense", "all sparse"])
