@@ -273,6 +273,10 @@ def report(
     from fedsparse.report import read_runs, write_report
 
     records = read_runs(runs)
+    if len(runs) > 1 and out is None:
+        above = Path(os.path.commonpath([run.resolve() for run in runs]))
+        if (above / "report.html").exists():
+            raise CommandError(f"{above} holds a report already, of other runs perhaps: give --out")
     folder = out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve() for run in runs])))
     page = write_report(records, created(folder, exist_ok=True).path, folder.resolve().name, target)
     typer.echo(f"report: {page}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -32,17 +31,17 @@ class Silence:
 
 
 class Lines:
-    """One line a round."""
+    """One line a round; the time left is that of the mean round so far."""
 
     def __init__(self, name: str, rounds: int) -> None:
-        self.name, self.rounds, self.start = name, rounds, time.perf_counter()
-        self.first: int | None = None
+        self.name, self.rounds = name, rounds
+        self.seconds: list[float] = []
 
     def round(self, record: dict[str, Any]) -> None:
         """Print the line."""
         done = record["round"] + 1
-        self.first = record["round"] if self.first is None else self.first
-        left = (time.perf_counter() - self.start) / (done - self.first) * (self.rounds - done)
+        self.seconds.append(record["seconds"])
+        left = sum(self.seconds) / len(self.seconds) * (self.rounds - done)
         parts = [f"{self.name}: round {done}/{self.rounds}", *facts(record), f"{seconds_text(left)} left"]
         print("  ".join(parts), file=sys.stderr, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import islice
@@ -51,14 +52,14 @@ class ClientMasksMethod(MaskedMethod, ABC):
 
     def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
         """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""
-        schedule = Schedule(self.interval, self.last or max(1, int(self.end * rounds + 1e-9)), self.decay)
+        schedule = Schedule(self.interval, self.last or max(1, math.ceil(self.end * rounds - 1e-9)), self.decay)
         if not schedule.adjusts(t) or t == schedule.last:
             return {}
         share = self.rate * schedule.rate(t)
         counts = {}
         for name, layer in sparse_layers(model).items():
             topology = layer.topology
-            counts[name] = min(int(share * topology.nnz), topology.numel - topology.nnz) // self.granularity
+            counts[name] = min(int(share * topology.nnz + 1e-9), topology.numel - topology.nnz) // self.granularity
         return {name: count for name, count in counts.items() if count > 0}
 
     def begin(self, client: Client) -> None:

@@ -26,15 +26,19 @@ class Failures:
     client_deadline: seconds that an MPI rank may take for one client before the rank is given up. round_deadline:
     seconds after which a round goes on without the clients that are not done. quorum: the share of a round's clients
     whose reports must be usable; at least one always. lost_clients: whether those of a lost rank go to another one.
+    server_deadline: seconds of silence after which a worker rank counts rank 0 as lost; a round's evaluation and
+    checkpoint must fit.
     """
 
     client_deadline: float = 600.0
     round_deadline: float = math.inf
     quorum: float = 0.0
     lost_clients: Literal["hand over", "leave out"] = "hand over"
+    server_deadline: float = 3600.0
 
     def __post_init__(self) -> None:
-        if not (self.client_deadline > 0 and self.round_deadline > 0 and 0 <= self.quorum <= 1):
+        deadlines = (self.client_deadline, self.round_deadline, self.server_deadline)
+        if not (min(deadlines) > 0 and 0 <= self.quorum <= 1):
             raise ValueError(f"{self} has a deadline that is not positive, or a quorum outside 0 to 1")
 
 

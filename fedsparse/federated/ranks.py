@@ -21,12 +21,11 @@ def run_on_ranks(
     on_round: Callable[[Record], None] | None = None,
     start: Checkpoint | None = None,
     on_status: Callable[[Status], None] | None = None,
-    patience: float = 3600.0,
 ) -> Record | None:
     """As `run`, on every rank of the job at once; the result on rank 0, None on the others.
 
-    patience: seconds that a worker waits for the server. An exception that nobody handles ends every rank where it is
-    rank 0's or Open MPI runs without ULFM, else that rank alone. With ULFM the process ends with `Link.exit_code`.
+    An exception that nobody handles ends every rank where it is rank 0's or Open MPI runs without ULFM, else that rank
+    alone. With ULFM the process ends with `Link.exit_code`.
     """
     link = Link()
     if link.size < 2:
@@ -35,7 +34,7 @@ def run_on_ranks(
         atexit.register(link.leave)
     try:
         if link.rank:
-            serve(link, worker_of(experiment), patience)
+            serve(link, worker_of(experiment), experiment.failures.server_deadline)
             return None
         samples = [len(part) for part in experiment.parts]
         workers = MPIWorkers(link, samples, experiment.failures)

@@ -53,7 +53,7 @@ class ServerGrowthMethod(PruningMethod, ABC):
     def shares(self, model: nn.Module, share: float) -> dict[str, int]:
         """floor(share * K_l) in groups of every layer, at most as many as are inactive."""
         topologies = {name: layer.topology for name, layer in sparse_layers(model).items()}
-        return {n: min(int(share * t.nnz), t.numel - t.nnz) // self.granularity for n, t in topologies.items()}
+        return {n: min(int(share * t.nnz + 1e-9), t.numel - t.nnz) // self.granularity for n, t in topologies.items()}
 
     def report(self, client: Client) -> dict[str, Section]:
         """Weights and norm statistics; in an adjustment round also `growth`."""

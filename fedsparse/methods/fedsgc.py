@@ -76,9 +76,9 @@ class FedSGC(ClientMasksMethod):
             moved = (values - starts[name].to(values)).sign()
             against = group_sums(topology, moved * topology.pack(directions[name])) < 0
             size = group_sums(topology, values.abs())
-            pruned = lowest_preferring(size, against, int(self.prune_guided * count), count)
+            pruned = lowest_preferring(size, against, int(self.prune_guided * count + 1e-9), count)
             client.change_mask(layers[name], without_groups(topology, pruned))
-        shares = {name: int(self.grow_guided * count) for name, count in counts.items()}
+        shares = {name: int(self.grow_guided * count + 1e-9) for name, count in counts.items()}
         batches = self.last_batches(client)
         guided = find_growth(client, self, shares, batches, directions)
         # Of the 2 k_l largest at least k_l are not grown: those are reported.

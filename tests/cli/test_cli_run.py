@@ -216,5 +216,7 @@ def test_report_is_drawn_again(here: Path, fake_loop: FakeLoop, capsys: Capture)
     page.unlink()
     assert main(["report", "runs/pair"]) == 0
     assert page.exists()
+    assert main(["report", "runs/pair/dense", "runs/pair/sparse"]) == 2
+    assert "holds a report already" in capsys.readouterr().err
     assert main(["report", "runs/pair/dense", "runs/pair/sparse", "--out", "both"]) == 0
     assert (here / "both" / "accuracy_over_bytes.png").exists()

@@ -246,3 +246,13 @@ def test_bytes_are_those_of_the_table() -> None:
     assert payload["mask"] == (36 + 512 + 7) // 8
     message, mask = len(encode("weights", 1, -1, weights)), len(encode("mask", 1, -1, {"mask": bits}))
     assert down == [2 * (message + mask), 2 * message, 2 * message, 2 * message, 2 * (message + mask), 2 * message]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "adjusted"), [(8, [1, 2, 3]), (7, [1, 2, 3]), (3, [1])], ids=["T_end 4", "T_end 3.5", "T_end 1.5"]
+)
+def test_rounds_before_half_of_them_adjust(rounds: int, adjusted: list[int]) -> None:
+    """t < T_end = T / 2, the half of an odd T not rounded down."""
+    model = sparsify(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 2)), 0.5)
+    method = FedDST(density=0.5, interval=1, rate=0.2)
+    assert [t for t in range(rounds) if method.counts(model, t, rounds)] == adjusted
