@@ -14,8 +14,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 FIRST_WAIT, SENDING_WAIT, LONGEST_WAIT = 1e-5, 1e-4, 5e-3
 """Seconds between polls: at first, at most while a message is on its way out (MPI moves it only when it is polled), and
 at most."""
@@ -162,6 +160,8 @@ class Link:
             if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=self._mpi.ANY_TAG, status=status):
                 return None
             # numpy asks for large pages: a fresh buffer of 45 MB else costs more than the message itself
+            import numpy as np  # here, since the command line's help needs none of it
+
             data = np.empty(status.Get_count(self._mpi.BYTE), dtype=np.uint8)
             self._world.Recv([data, self._mpi.BYTE], source=status.Get_source(), tag=status.Get_tag())
             return Received(status.Get_source(), status.Get_tag(), data.data)
