@@ -35,7 +35,7 @@ def experiment() -> Experiment:
     )
     method = FedTiny(density=0.4, interval=1, last=4, rate=0.3, blocks=1)
     parts = np.split(np.arange(60), [5, 12, 20, 31, 45])
-    failures = Failures(client_deadline=float(os.environ.get("DEADLINE", "120")))
+    failures = Failures(client_deadline=float(os.environ.get("DEADLINE", "120")), server_deadline=250.0)
     return Experiment(model, method, data, data, parts, Training(4, 6, 1, 8), seed=2, failures=failures)
 
 
@@ -44,11 +44,13 @@ def one_run(fault: str, kept: list[_Loop]) -> None:
     faults.planned.cache_clear()
     trial = experiment()
     if "slow" in fault:
-        trial = replace(trial, failures=Failures(round_deadline=float(os.environ.get("ROUND_DEADLINE", "5"))))
+        trial = replace(
+            trial, failures=Failures(round_deadline=float(os.environ.get("ROUND_DEADLINE", "5")), server_deadline=250.0)
+        )
     out = Path(os.environ["OUT"]) if "OUT" in os.environ and world_rank() == 0 else None
     begun = time.monotonic()
     if world_size() > 1:
-        result = run_on_ranks(trial, out, patience=250.0)
+        result = run_on_ranks(trial, out)
     else:
         result = run(trial, out, start=None if out is None else resumable(out, trial))
     if result is None:
