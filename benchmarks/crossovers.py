@@ -23,6 +23,7 @@ from fedsparse.ops.algebra import FAMILIES, Products
 from fedsparse.ops.blocked_conv2d import _outside, _within
 from fedsparse.ops.index import Index
 from fedsparse.ops.load import compiled
+from fedsparse.ops.times import processor
 from fedsparse.topology import Topology
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -128,7 +129,7 @@ def main() -> None:
     if args.write:
         isa = str(compiled()["instruction_set_chosen"])
         known = json.loads(dispatch.CROSSOVERS.read_text()) if dispatch.CROSSOVERS.exists() else {}
-        known.setdefault("machines", {})[isa] = dispatch.processor()
+        known.setdefault("machines", {})[isa] = processor()
         known.setdefault("crossovers", {})[isa] = table
         dispatch.CROSSOVERS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 

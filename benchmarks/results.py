@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fedsparse.ops.dispatch import processor
 from fedsparse.ops.load import compiled
+from fedsparse.ops.times import processor
 
 Row = dict[str, Any]
 

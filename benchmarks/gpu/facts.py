@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedsparse.ops.dispatch import processor
+from fedsparse.ops.times import processor
 
 Facts = dict[str, str | int | float | None]
 _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit"

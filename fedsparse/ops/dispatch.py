@@ -14,18 +14,12 @@ choose alike and bits do not depend on how busy the machine was; after a `measur
 Lanes without an image cost as much as others: a batch that fills half of its lanes counts as twice as dense.
 """
 
-import fcntl
 import json
-import logging
 import math
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +29,10 @@ from torch import Tensor
 from fedsparse.ops.algebra import Geometry, Products
 from fedsparse.ops.blocked import LANES
 from fedsparse.ops.index import Index
+from fedsparse.ops.times import file_of_times, keep, known
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
-Times = dict[str, dict[str, float]]
-log = logging.getLogger("fedsparse")
 _measuring = False
-_times: dict[Path, Times] = {}
 
 
 class Pass(NamedTuple):
@@ -109,7 +101,7 @@ def choose(work: Pass) -> Choice:
 
 @lru_cache(4096)
 def _choose(work: Pass, file: Path | None, isa: str) -> Choice:
-    times = _known(file).get(work.key, {})
+    times = known(file).get(work.key, {})
     limit = crossover(work)
     if times:
         return Choice(min(times, key=lambda name: times[name]), times, limit)
@@ -129,7 +121,8 @@ def run(work: Pass, candidates: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """The result of the chosen candidate; within `measuring` both are timed first."""
     if _measuring:
         times = {name: milliseconds(candidate) for name, candidate in candidates.items()}
-        _keep(file_of_times(), work.key, times)
+        keep(file_of_times(), work.key, times)
+        _choose.cache_clear()
     return candidates[choose(work).name]()
 
 
@@ -220,86 +213,3 @@ def milliseconds(call: Callable[[], Any], runs: int = 3) -> float:
 @cache
 def _crossovers() -> dict[str, Any]:
     return json.loads(CROSSOVERS.read_text())["crossovers"]
-
-
-@cache
-def processor() -> str:
-    """The processor's name, as the system has it."""
-    facts = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", facts.read_text()) if facts.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def file_of_times() -> Path | None:
-    """Where measured times are kept; None where there is no home folder to keep them in."""
-    given = tuple(os.environ.get(name) for name in ("FEDSPARSE_CACHE", "XDG_CACHE_HOME", "HOME"))
-    return _file_in(given, torch.ops.fedsparse.isa(), torch.get_num_threads())
-
-
-@lru_cache(64)
-def _file_in(given: tuple[str | None, ...], isa: str, threads: int) -> Path | None:
-    own, caches, _ = given
-    if own:
-        folder = Path(own)
-    elif caches:
-        folder = Path(caches) / "fedsparse"
-    else:
-        try:
-            folder = Path.home() / ".cache" / "fedsparse"
-        except RuntimeError:
-            return None
-    machine = re.sub(r"\W+", "-", processor())
-    return folder / f"{machine}-{_version()}-{isa}-{threads}-threads.json"
-
-
-@cache
-def _version() -> str:
-    return f"{metadata.version('fedsparse')}-torch-{torch.__version__}"
-
-
-def _known(path: Path | None) -> Times:
-    """The measured times, read once a process; of a file that is not ours, none and a warning."""
-    if path is None:
-        return {}
-    if path not in _times:
-        try:
-            _times[path] = _read(path)
-        except FileNotFoundError:
-            _times[path] = {}
-        except (OSError, ValueError) as error:
-            log.warning("measured times in %s are not used: %s", path, error)
-            _times[path] = {}
-    return _times[path]
-
-
-def _read(path: Path) -> Times:
-    """The times in a file; ValueError where it holds something else."""
-    found = json.loads(path.read_text())
-    rows = found.values() if isinstance(found, dict) else [None]
-    for row in rows:
-        if not isinstance(row, dict) or set(row) != {"cpu", "dense"} or not all(_is_time(ms) for ms in row.values()):
-            raise ValueError("it does not hold a time of each back end for every pass; delete it")
-    return found
-
-
-def _is_time(ms: Any) -> bool:
-    return isinstance(ms, int | float) and math.isfinite(ms) and ms > 0
-
-
-def _keep(path: Path | None, key: str, times: dict[str, float]) -> None:
-    """Add to what the file holds now; RuntimeError where it cannot be written."""
-    if path is None:
-        raise RuntimeError("measured times have nowhere to go: set FEDSPARSE_CACHE to a folder")
-    known = _known(path)
-    known[key] = {name: round(ms, 4) for name, ms in times.items()}
-    _choose.cache_clear()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            everyone = (_read(path) if path.exists() else {}) | {key: known[key]}
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(everyone, indent=0, sort_keys=True))
-            fresh.replace(path)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"measured times cannot be kept in {path}: {error}") from error

@@ -7,6 +7,7 @@ from op_cases import Conv, Linear, OpLog, agree, conv_operands, linear_operands,
 
 from fedsparse import ops
 from fedsparse.ops import dispatch
+from fedsparse.ops import times as times_file
 from fedsparse.ops.index import Index
 from fedsparse.topology import Topology
 
@@ -34,7 +35,7 @@ def work(density: float, batch: int = 16, family: str = "conv2d", product: str =
 def times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of measured times of this test alone."""
     monkeypatch.setenv("FEDSPARSE_CACHE", str(tmp_path))
-    monkeypatch.setattr(dispatch, "_times", {})
+    monkeypatch.setattr(times_file, "_times", {})
     dispatch._choose.cache_clear()
     yield tmp_path
     dispatch._choose.cache_clear()
@@ -81,7 +82,7 @@ def test_measured_times_come_before_the_table_and_are_kept(times: Path, monkeypa
     (key,) = (key for key in kept if " product " in key)
     for faster, slower in (("cpu", "dense"), ("dense", "cpu")):
         file.write_text(json.dumps(kept | {key: {faster: 1.0, slower: 2.0}}))
-        dispatch._times.clear()
+        times_file._times.clear()
         dispatch._choose.cache_clear()
         with OpLog() as log:
             ops.conv2d(values, topology, x, padding=1)
@@ -95,11 +96,11 @@ def test_measured_times_come_before_the_table_and_are_kept(times: Path, monkeypa
 def test_a_file_that_is_not_ours_is_named_and_not_used(
     content: str, times: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dispatch.file_of_times().write_text(content)
+    times_file.file_of_times().write_text(content)
     assert dispatch.choose(work(0.1)).times == {}
-    assert str(dispatch.file_of_times()) in caplog.text
+    assert str(times_file.file_of_times()) in caplog.text
     with pytest.raises(RuntimeError, match="measured times cannot be kept"):
-        dispatch._keep(dispatch.file_of_times(), "x", {"cpu": 1.0, "dense": 2.0})
+        times_file.keep(times_file.file_of_times(), "x", {"cpu": 1.0, "dense": 2.0})
 
 
 def test_no_home_stops_no_run(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,19 +113,19 @@ def test_no_home_stops_no_run(times: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", nowhere)
-    dispatch._file_in.cache_clear()
-    assert dispatch.file_of_times() is None
+    times_file._file_in.cache_clear()
+    assert times_file.file_of_times() is None
     assert dispatch.choose(work(0.1)).times == {}
     with pytest.raises(RuntimeError, match="set FEDSPARSE_CACHE"):
-        dispatch._keep(None, "x", {"cpu": 1.0, "dense": 2.0})
-    dispatch._file_in.cache_clear()
+        times_file.keep(None, "x", {"cpu": 1.0, "dense": 2.0})
+    times_file._file_in.cache_clear()
 
 
 def test_times_that_another_process_kept_stay(times: Path) -> None:
-    file, row = dispatch.file_of_times(), {"cpu": 1.0, "dense": 2.0}
-    dispatch._keep(file, "ours", row)
+    file, row = times_file.file_of_times(), {"cpu": 1.0, "dense": 2.0}
+    times_file.keep(file, "ours", row)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"theirs": row}))
-    dispatch._keep(file, "ours too", row)
+    times_file.keep(file, "ours too", row)
     assert set(json.loads(file.read_text())) == {"ours", "theirs", "ours too"}
 
 
