@@ -22,9 +22,14 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 def network(bench: Bench, seed: int = 0) -> nn.Module:
-    """ResNet-18 for 32 x 32 images in 10 classes (a thin one in a smoke test), on the CPU in float32."""
+    """ResNet-18 for 32 x 32 images in 10 classes (a thin one in a smoke test), on the CPU in float32.
+
+    Not thinner: on a CPU without AVX-512, oneDNN (in torch 2.11) writes outside its buffers in the weight gradient of
+    a channels_last 1x1 convolution with stride 2 and fewer than 8 channels; the process crashes, hangs or goes on with
+    wrong numbers.
+    """
     torch.manual_seed(seed)
-    return build("resnet18", CLASSES, image_size=bench.size(32, 16), width=0.0625 if bench.smoke else 1.0)
+    return build("resnet18", CLASSES, image_size=bench.size(32, 16), width=0.125 if bench.smoke else 1.0)
 
 
 def with_layout(model: nn.Module, layout: str) -> nn.Module:
