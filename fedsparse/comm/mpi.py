@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +61,7 @@ class Link:
     """
 
     exit_code: ClassVar[int] = 0
+    _put_back: ClassVar[list[Received]] = []
 
     def __init__(self) -> None:
         from mpi4py import MPI
@@ -89,13 +91,18 @@ class Link:
         deadline, wait = time.monotonic() + seconds, FIRST_WAIT
         while True:
             known = len(self.lost)
-            message = self._poll()
+            message = Link._put_back.pop(0) if Link._put_back else self._poll()
             if message is not None or len(self.lost) > known:
                 return message
             if time.monotonic() >= deadline:
                 return None
             time.sleep(wait)
             wait = min(2 * wait, SENDING_WAIT if self._still_sending() else LONGEST_WAIT)
+
+    @staticmethod
+    def put_back(messages: Sequence[Received]) -> None:
+        """Messages meant for this process's next link: a later `receive` gives them again, before any other."""
+        Link._put_back.extend(messages)
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is sent but what goes to lost ranks, at most that long; whether it is."""

@@ -86,15 +86,24 @@ class MPIWorkers:
         return found
 
     def close(self, seconds: float = 10.0) -> None:
-        """Tell the ranks to stop, and end those that are still at work or do not say goodbye, so that none stays."""
+        """Tell the ranks to stop, and end those that are still at work or do not say goodbye, so that none stays.
+
+        A rank that has left may already say hello to this job's next run, which gets to hear it.
+        """
         self.send(Tag.STOP, b"")
         for rank in self.orders:
             self.link.give_up(rank)
         leaving, until = set(self.ranks) & self.ready, time.monotonic() + seconds
+        early: list[Received] = []
         while leaving - self.link.lost and time.monotonic() < until:
             message = self.link.receive(until - time.monotonic())
-            if message is not None and message.tag == Tag.STOP:
+            if message is None:
+                continue
+            if message.tag == Tag.STOP:
                 leaving.discard(message.source)
+            elif message.tag == Tag.HELLO and message.source not in leaving:
+                early.append(message)
+        self.link.put_back(early)
         for rank in leaving - self.link.lost:
             self.link.give_up(rank)
         self.link.flush(seconds)
