@@ -4,13 +4,13 @@ As FedDST, but clients prefer to prune weights that move against the server's la
 gradient follows it. The server broadcasts that movement as a ternary map D.
 
 Departures: an inactive weight does not move, so its local direction is ours, sign(-g); of active ones it is
-sign(w_local - w_t). D is the sign of the movement of the server's mean, before the union is pruned back. At a
-coordinate that nobody had active it is sign(-sum p_k g) over the k_l largest gradients a layer among the weights that
-stay inactive, which each client reports in adjustment rounds (index and bfloat16 value, beside the mask); D keeps
-these until the next adjustment, and is 0 elsewhere. A group of V weights goes the way of the sum over its weights.
-Clients whose report was refused count as not sampled. The paper leaves T_end open: two thirds of the rounds, as in the
-authors' code, and so does alpha. The epochs before the adjustment are ours (`adjust_after`); with one local epoch no
-weight has moved by then, and pruning is by |w| alone.
+sign(w_local - w_t). At a coordinate that nobody had active in an adjustment round D is sign(-sum p_k g) over the k_l
+largest gradients a layer among the weights that stay inactive, which each client reports in that round (index and
+bfloat16 value, beside the mask); it stays so until the next adjustment, since nothing newer is known. Everywhere else D
+is sign(w_t - w_{t-1}) of the models that the server sends, 0 where neither has the weight. A group of V weights goes
+the way of the sum over its weights. Clients whose report was refused count as not sampled. The paper leaves T_end open:
+two thirds of the rounds, as in the authors' code, and so does alpha. The epochs before the adjustment are ours
+(`adjust_after`); with one local epoch no weight has moved by then, and pruning is by |w| alone.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class FedSGC(ClientMasksMethod):
     idle: Literal["always", "adjusting", "never"] = "always"
 
     def start(self, server: Server) -> None:
-        """Start with a map of no direction: int8 by coordinate."""
+        """Start with maps of no direction, int8 by coordinate: D, and the part of it that gradients gave."""
         super().start(server)
         groups = exchange.mask_size(server.model, server.names, self.granularity)
-        server.state["direction"] = torch.zeros(groups * self.granularity, dtype=torch.int8)
+        for state in ("direction", "reported"):
+            server.state[state] = torch.zeros(groups * self.granularity, dtype=torch.int8)
 
     def broadcast(self, server: Server, t: int) -> dict[str, Section]:
         """In an adjustment round: D, at most two bits a weight."""
@@ -121,23 +122,22 @@ class FedSGC(ClientMasksMethod):
 
     def update(self, server: Server, total: Total, t: int) -> None:
         """The mean with the idle clients' old model, in an adjustment round per coordinate; then D by its movement."""
-        before, direction = coordinates.weights(server.model), server.state["direction"].clone()
+        before = coordinates.weights(server.model)
         adjusting = bool(self.counts(server.model, t, server.training.rounds))
         counted = self.idle == "always" or (self.idle == "adjusting" and adjusting)
         idle = sum(server.samples) - total.accepted if counted else 0
         if adjusting:
             merged = coordinates.merge(server, total, idle)
             groups, gradients = total.pairs("gradients")
-            direction.zero_()
-            direction[coordinates.of_groups(server.model, groups).flatten()] = _sign(-gradients.flatten())
-            direction[merged.held] = _sign(merged.weights - before)[merged.held]
+            reported = torch.zeros_like(server.state["reported"])
+            reported[coordinates.of_groups(server.model, groups).flatten()] = _sign(-gradients.flatten())
+            server.state["reported"] = reported.masked_fill_(merged.held, 0)
             coordinates.load_largest(server, merged)
         else:
             now = {"parameters": exchange.parameters(server.model), "buffers": exchange.buffers(server.model)}
             server.load(*(coordinates.mean_with_idle(total, name, old, idle) for name, old in now.items()))
-            active = coordinates.of_mask(server.model, exchange.mask(server.model))
-            direction[active] = _sign(coordinates.weights(server.model) - before)[active]
-        server.state["direction"] = direction
+        # What gradients gave was not active and still is not, so that it did not move.
+        server.state["direction"] = _sign(coordinates.weights(server.model) - before) + server.state["reported"]
 
 
 def _sign(numbers: Tensor) -> Tensor:

@@ -56,30 +56,35 @@ def shown(server: Server) -> str:
     return "".join("-0+"[int(d) + 1] for d in server.state["direction"])
 
 
-def test_two_adjustments_and_a_round_between_by_hand() -> None:
+def test_two_adjustments_and_the_rounds_after_them_by_hand() -> None:
     """K = 4 of 12, dT = 2, T_end = 8, alpha = 1; A has n = 1, B 3, and C, never sampled, 4: w_t counts 4.
 
+    D = sign(w_{t+1} - w_t) of the server's models, and sign(-sum p_k g) at what nobody had active.
     Round 2: k = floor(.8536 * 4) = 3, w_t = 2 -2 2 1 at 0 1 4 5.
       coordinate   0     1     4     5     6     7
       A            4     3     2     -     3     -
       B            2     -     1   -.5     -    .5
       C, w_t       2    -2     2     1     -     -
       mean      18/8  -5/5  13/8 2.5/7     3    .5     the 4 largest: 6, 0, 4, 1
-      moved        +     +     -     -     +     +
+      w_{t+1}   2.25    -1 1.625     0     3     0
+      moved        +     +     -     -     +     0     5 was pruned, from 1 to 0; 7 never came
       g of A       2: 4   7: 5  8: -8;  of B  2: -1  8: 2  9: .5
-      nobody has   2: (4 - 3)/4, down   8: (-8 + 6)/4, up   9: 1.5/4, down   (7 is B's: it moved up)
-      D            ++-0--+++-00
+      nobody has   2: (4 - 3)/4, down   8: (-8 + 6)/4, up   9: 1.5/4, down   (7 was B's: its g counts for nothing)
+      D            ++-0--+0+-00
     Round 3, at 0 1 4 6: A moved by 8 0 8 -8, B by 0 0 -8 0 and C not, the mean (A + 3 B + 4 C)/8 by 1 0 -2 -1.
-      D            +0-0---++-00: the inactive places keep theirs
+      D            +0-0-0-0+-00     5 was 0 and is 0; 2, 8 and 9 keep what gradients gave
     Round 4: k = floor(.5 * 4) = 2, w_t = 3.25 -1 -.375 2 at 0 1 4 6.
       coordinate   0     1     4     6     7
       A         3.25    -1   6.5     -     4
       B         3.25    -1     -     2    -4
       C         3.25    -1 -.375     2     -
       mean      3.25    -1   5/5     2    -2     the 4 largest: 0, 6, 7, and of the equal 1 and 4 the lower
+      w_{t+1}   3.25    -1     0     2    -2
       moved        0     0     +     0     -
       g of A       2: -1  6: 5;  of B  2: 1  11: 3:  2: (-1 + 3)/4 down, 11 down, 6 is B's
-      D            00-0+00-000-
+      D            00-0+00-000-     8 and 9, of round 2, are gone
+    Round 5, at 0 1 6 7: all stay but 1, which A moves by -8 and B by 0: the mean by -1.
+      D            0--00000000-     4 was pruned and is 0
     """
     method = FedSGC(density=0.4, interval=2, last=8, rate=1.0)
     server = twelve_weights(method, 20)
@@ -91,19 +96,22 @@ def test_two_adjustments_and_a_round_between_by_hand() -> None:
     play(method, server, 2, [a, b])
     assert layer.topology.flat().tolist() == [0, 1, 4, 6]
     assert layer.values.tolist() == [2.25, -1.0, 1.625, 3.0]
-    assert shown(server) == "++-0--+++-00"
+    assert shown(server) == "++-0--+0+-00"
     play(method, server, 3, [report({0: 10.25, 1: -1, 4: 9.625, 6: -5}), report({0: 2.25, 1: -1, 4: -6.375, 6: 3})])
     assert layer.values.tolist() == [3.25, -1.0, -0.375, 2.0]
-    assert shown(server) == "+0-0---++-00"
+    assert shown(server) == "+0-0-0-0+-00"
     sent = method.broadcast(server, 4)
     assert list(sent) == ["direction"]
-    assert sent["direction"].signs.tolist() == [1, 0, -1, 0, -1, -1, -1, 1, 1, -1, 0, 0]
+    assert sent["direction"].signs.tolist() == [1, 0, -1, 0, -1, 0, -1, 0, 1, -1, 0, 0]
     a = report({0: 3.25, 1: -1, 4: 6.5, 7: 4}, {2: -1, 6: 5})
     b = report({0: 3.25, 1: -1, 6: 2, 7: -4}, {2: 1, 11: 3})
     play(method, server, 4, [a, b])
     assert layer.topology.flat().tolist() == [0, 1, 6, 7]
     assert layer.values.tolist() == [3.25, -1.0, 2.0, -2.0]
     assert shown(server) == "00-0+00-000-"
+    play(method, server, 5, [report({0: 3.25, 1: -9, 6: 2, 7: -2}), report({0: 3.25, 1: -1, 6: 2, 7: -2})])
+    assert layer.values.tolist() == [3.25, -2.0, 2.0, -2.0]
+    assert shown(server) == "0--00000000-"
 
 
 @pytest.mark.parametrize(("idle", "ordinary", "adjusted"), [("adjusting", 6.0, 4.0), ("never", 6.0, 6.0)])
