@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fedsparse.federated import exchange
 from fedsparse.federated.method import Sections
 from fedsparse.federated.pruning_method import PruningMethod
+from fedsparse.federated.seeds import derive
 from fedsparse.federated.total import LIMIT
 from fedsparse.federated.validate import UpdateError
 from fedsparse.nn import add_gradients, sparse_layers
 from fedsparse.pruning import highest
-from fedsparse.wire import Pairs, PairsSpec, Section, Spec, Values, ValuesSpec
+from fedsparse.wire import Pairs, PairsSpec, Quantised, Section, Spec, Values, ValuesSpec
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -34,20 +35,29 @@ class GradientNormsMethod(PruningMethod):
     A client holds one float32 for every weight in the rounds that ask for it. The server squares the norms and holds
     their weighted sum until the adjustment.
 
-    interval dT: adjustment rounds are t % dT == 0, t > 0. window: so many rounds, the last an adjustment round, add to
-    g^2. gradient_wire: how norms travel; gradient_share: the share of groups whose norms do, the largest ones.
+    interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end; 0 is the end of the run. window: so
+    many rounds, the last an adjustment round, add to g^2. gradient_wire: how norms travel, "int8" with a scale a layer
+    and stochastic rounding; gradient_share: the share of groups whose norms do, the largest ones, not as int8.
     dense_gain: whether the gradients of what is never pruned count.
     """
 
     interval: Annotated[int, Field(ge=1)] = 50
+    last: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] = 1
-    gradient_wire: Literal["fp32", "fp16"] = "fp32"
+    gradient_wire: Literal["fp32", "fp16", "int8"] = "fp32"
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     dense_gain: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) int8 for a share: pairs of index and value have no scale."""
+        super().__post_init__()
+        if self.gradient_wire == "int8" and self.gradient_share < 1:
+            raise ValueError(f"gradient_share is {self.gradient_share} but must be 1 where gradient_wire is 'int8'")
+
     def asks(self, t: int) -> bool:
         """Whether round t asks for norms."""
-        return t > 0 and -t % self.interval < self.window
+        adjustment = t + -t % self.interval
+        return t > 0 and adjustment - t < self.window and (adjustment <= self.last or not self.last)
 
     def begin(self, client: Client) -> None:
         """Sum up gradients from here on, where the server will ask for them."""
@@ -62,6 +72,10 @@ class GradientNormsMethod(PruningMethod):
         for gradient in client.memory.values():
             gradient.square_()
         norms = self.by_group(client.model, client.memory).sqrt_().clamp_(max=_LARGEST)
+        if self.gradient_wire == "int8":
+            sizes = [layer.topology.numel // self.granularity for layer in sparse_layers(client.model).values()]
+            seed = derive(client.seed, "wire/gradients", client.round, client.id)
+            return sections | {"gradients": Quantised(norms, [*sizes, 1], seed)}
         if self.gradient_share == 1:
             return sections | {"gradients": Values(norms, wire=self.gradient_wire)}
         sent = torch.cat([highest(norms[:-1], self._sent(len(norms) - 1)), torch.tensor([len(norms) - 1])])

@@ -68,28 +68,37 @@ class Loop:
         self.records: list[Record] = []
         self.down = self.up = 0
         self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0, "peak_bytes": 0, "rejected": []}
+        self.opening["accuracy"] = None
+        self._trained = False
         self._rejected: list[Record] = []
         self._dropped: list[Record] = []
 
     def open(self) -> None:
-        """Everything before round 0: the first mask, and what the method asks of clients."""
+        """Everything before round 0: the first mask, and what the method asks of clients.
+
+        Where weights were trained by then, by the server or a client, `opening` has the accuracy that they reached.
+        """
         start = time.perf_counter()
         experiment, method, server = self.experiment, self.experiment.method, self.server
         if experiment.public is not None and len(experiment.public):
             training = replace(experiment.training, epochs=experiment.pretrain_epochs)
             holder = Client(SERVER, 0, experiment.seed, server.model, experiment.train, experiment.public, training)
             train(holder, Method())
+            self._trained = True
         method.start(server)
         faults.reach("open", 0)
         method.probe(server, self.ask)
         self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
         self.opening |= {"rejected": self._rejected, "dropped": self._dropped, "incidents": self.workers.incidents()}
+        if self._trained:
+            self.opening["accuracy"], _ = evaluate(server.model, experiment.test)
 
     def ask(
         self, task: str, sections: Sections, expect: Mapping[str, Spec], clients: Sequence[int] | None = None
     ) -> Total:
         """Run the method's function `task` on clients (all of them by default) and sum their answers."""
         asked = list(range(len(self.experiment.parts))) if clients is None else list(clients)
+        self._trained |= "parameters" in expect
         message = encode(task, 0, SERVER, dict(sections))
         total = Total(self._samples(asked))
         self.workers.send(Tag.TASK, message)

@@ -8,10 +8,11 @@ a layer at a time, during the backward pass.
 
 Departures: t_j is measured on the server's device by default: seconds a weight of the layer's own sparse kernels times
 the local updates of a round, plus 8 bytes over `link_rate`; c is the rest of an update and the dense parameters' bytes.
-Clients keep nothing between rounds, so g_j^2 is that of the adjustment round; with `window` = dT it is summed over the
-interval, as in the authors' code, and sent in each of its rounds. What is never pruned counts in both sums of Gamma, as
-there, unless `dense_gain` is off. Ours: the initial client is the one with the most samples (the next where its answer
-is refused); its accuracy is that on the minibatches it trains on; each of these counts as a round, and q stays `free`.
+Clients keep nothing between rounds (they are sampled, and nothing of theirs is in a checkpoint), so g_j^2 is that of
+the adjustment round, in which alone it is sent; with `window` = dT the server accumulates it over the interval, as the
+paper does on the clients, at the price of sending it in each round. What is never pruned counts in both sums of Gamma,
+as in the authors' code, unless `dense_gain` is off. Ours: the initial client is the one with the most samples (the next
+where its answer is refused), its accuracy that on the minibatches it trains on; each counts as a round, q stays `free`.
 """
 
 from __future__ import annotations
@@ -79,10 +80,8 @@ class PruneFL(GradientNormsMethod):
         given = self.weight_seconds, self.constant_seconds
         server.state["seconds"] = seconds_of(server, *given, self.link_rate)
 
-    # Before round 0: initial pruning at one client.
-
     def probe(self, server: Server, ask: Ask) -> None:
-        """Take the mask and the weights of the client with the most samples."""
+        """Before round 0: take the mask and the weights of the client with the most samples."""
         if not self.initial_limit:
             return
         sections = exchange.sections(server.model, "fp32", 0) | {"seconds": Values(server.state["seconds"])}
@@ -99,19 +98,17 @@ class PruneFL(GradientNormsMethod):
         """On the client: train and reconfigure in turn until the size is stable."""
         model = client.model.train()
         seconds = cast(Values, sections["seconds"]).tensor()
-        full = torch.ones(exchange.group_count(model), dtype=torch.bool)
-        exchange.load_mask(model, full, self.prunes(model), self.granularity)
+        size, started, stable = exchange.group_count(model), False, 0
+        exchange.load_mask(model, torch.ones(size, dtype=torch.bool), self.prunes(model), self.granularity)
         exchange.load(model, sections)
-        passes = (client.batches(f"initial {p}", client.training.augment) for p in count())
-        batches = chain.from_iterable(passes)
-        started, size, stable = False, float(len(full)), 0
+        batches = chain.from_iterable(client.batches(f"initial {p}", client.training.augment) for p in count())
         with add_gradients(model, client.memory, torch.square):
             for _ in range(self.initial_limit // self.initial_interval):
                 accuracy = self._train(client, islice(batches, self.initial_interval))
                 started = started or accuracy >= self.start_accuracy / client.data.classes
                 if started:
                     self._reconfigure(client, seconds)
-                    before, size = size, float(exchange.mask(model).sum())
+                    before, size = size, int(exchange.mask(model).sum())
                     stable = stable + 1 if abs(size / before - 1) <= self.tolerance else 0
                 if stable == self.patience:
                     break
@@ -139,13 +136,10 @@ class PruneFL(GradientNormsMethod):
             check_model(server.model, mask, sections["parameters"])
         return super().digest(server, sections, t)
 
-    # Every dT rounds: further pruning.
-
     def update(self, server: Server, total: Total, t: int) -> None:
         """FedAvg over the common mask; in an adjustment round a new mask by what was summed in the window."""
         super().update(server, total, t)
-        squares = self.squares(server, total, t)
-        if squares is not None:
+        if (squares := self.squares(server, total, t)) is not None:
             server.change_masks(self._best(server.model, squares, server.state["seconds"], t))
 
     def _best(self, model: nn.Module, squares: Tensor, seconds: Tensor, t: int) -> dict[str, Topology]:

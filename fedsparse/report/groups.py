@@ -63,11 +63,20 @@ def grouped(runs: Iterable[RunRecord]) -> list[Group]:
 def cost_of_target(run: RunRecord, target: float) -> dict[str, Any]:
     """Return the rounds, bytes and seconds up to the first test of at least this accuracy; None where there is none.
 
-    Bytes are those of both directions and all clients; bytes and seconds count what came before round 0.
+    Bytes are those of both directions and all clients; bytes and seconds count what came before round 0. Where that
+    included training and reached the target by itself, it took 0 rounds.
     """
+    opening, before = run.result.get("opening", {}), opening_accuracy(run)
+    if before is not None and before >= target:
+        return {"rounds": 0, "bytes": opening["bytes_down"] + opening["bytes_up"], "seconds": opening["seconds"]}
     costs = {"rounds": rounds_so_far(run), "bytes": bytes_so_far(run), "seconds": seconds_so_far(run)}
     place = next((at for at, accuracy in run.accuracies() if accuracy >= target), None)
     return {what: None if place is None else series[place] for what, series in costs.items()}
+
+
+def opening_accuracy(run: RunRecord) -> float | None:
+    """Return the accuracy of weights that were trained before round 0; None where none were."""
+    return run.result.get("opening", {}).get("accuracy")
 
 
 def rounds_so_far(run: RunRecord) -> list[float]:

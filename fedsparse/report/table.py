@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fedsparse.report.groups import Group, Spread, cost_of_target, grouped, spread
+from fedsparse.report.groups import Group, Spread, cost_of_target, grouped, opening_accuracy, spread
 from fedsparse.report.records import RunRecord
 from fedsparse.report.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
 
@@ -32,7 +32,8 @@ TARGET_COSTS = ("rounds", "bytes", "seconds")
 class Comparison:
     """Runs side by side, those that differ in the seed alone as one row; ratios are to the first row.
 
-    target: an accuracy in [0, 1]; with it rows say what it took to reach that.
+    target: an accuracy in [0, 1]; with it rows say what it took to reach that, and where weights were trained before
+    round 0, as PruneFL's at one client, from which accuracy the rounds began.
     """
 
     def __init__(self, runs: list[RunRecord], target: float | None = None) -> None:
@@ -110,7 +111,9 @@ class Comparison:
         if reached < len(costs):
             return [f"{DASH} ({reached} of {len(costs)} did)" if reached else DASH, DASH, DASH]
         texts: tuple[Callable[[float], str], ...] = (lambda number: f"{number:.3g}", bytes_text, seconds_text)
-        return [with_deviation(spread(cost[what] for cost in costs), text) for what, text in zip(TARGET_COSTS, texts)]
+        cells = [with_deviation(spread(cost[what] for cost in costs), text) for what, text in zip(TARGET_COSTS, texts)]
+        before = group.over(opening_accuracy)
+        return cells if before is None else [f"{cells[0]} (from {percent_text(before.mean)})", *cells[1:]]
 
 
 def mean_text(number: Spread | None, text: Callable[[float], str]) -> str:

@@ -12,11 +12,12 @@ from fedsparse.federated import Client, Experiment, Loop, Server, Total, Trainin
 from fedsparse.federated import loop as loop_module
 from fedsparse.federated.client import train
 from fedsparse.federated.errors import RunError
+from fedsparse.federated.server import evaluate
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.methods import PruneFL
 from fedsparse.nn import sparse_layers
 from fedsparse.pruning import from_groups
-from fedsparse.wire import Bitmap, Pairs, Section, Values, encode
+from fedsparse.wire import Bitmap, Pairs, Section, Values, encode, sizes
 
 HAND = PruneFL(interval=1, free=0.7, half_life=2)
 
@@ -122,6 +123,45 @@ def test_a_window_sums_squares_over_its_rounds() -> None:
     assert "squares" not in server.state
 
 
+def test_after_the_last_adjustment_round_no_norm_is_asked_for() -> None:
+    """dT = 4. With last = 8, or 11, the adjustments are 4 and 8; 11 has no adjustment round after it, so it sums none."""
+    for last, rounds in ((0, [3, 4, 7, 8, 11, 12]), (8, [3, 4, 7, 8]), (11, [3, 4, 7, 8]), (3, [])):
+        method = replace(HAND, interval=4, window=2, last=last)
+        assert [t for t in range(14) if method.asks(t)] == rounds
+    server = twelve_weights([0, 1, 4, 5, 8, 9])
+    play(replace(HAND, last=1), server, 1, FIRST)
+    assert server.layers["0"].topology.flat().tolist() == [0, 1, 2, 4, 6, 8, 9]
+    play(replace(HAND, last=1), server, 2, [report([1] * 7)] * 2)
+    assert server.layers["0"].topology.flat().tolist() == [0, 1, 2, 4, 6, 8, 9]
+
+
+def test_norms_of_one_byte_are_right_to_a_step_of_their_layer() -> None:
+    """A layer's step is its largest norm / 127; the square of a norm, on average, is at most (step / 2)^2 too much.
+
+    That all twelve norms are sent is known by the number that is never pruned: it is a segment of its own, so exact.
+    """
+    method = replace(HAND, gradient_wire="int8", prune_last=True)
+    server = twelve_weights(list(range(12)))
+    gradient = torch.arange(12.0).view(3, 4)
+    sums = []
+    for id in range(200):
+        client = Client(id, 1, 0, server.model, toy_data(), np.arange(2), Training())
+        client.memory["0"] = gradient.clone()
+        client.memory["other"] = torch.tensor([300.0])
+        sent = method.report(client)
+        data = encode("report", 1, 0, {"facts": Values(np.array([1, 0.0])), **sent})
+        _, got = judge(data, "report", 1, 0, 1, method.expect(server, 1))
+        norms = got["gradients"].tensor()
+        assert (norms[:12] - gradient.flatten()).abs().max() < 11 / 127
+        assert norms[12] == pytest.approx(300.0, rel=1e-6)
+        assert sizes(data)["gradients"] == 13 + 2 * 8, "a byte a norm, a length and a scale a segment"
+        sums.append(method.digest(server, got, 1)["gradients"].tensor())
+    bias = torch.stack(sums).mean(0)[:12] - gradient.flatten().square()
+    assert bias.abs().max() < (11 / 254) ** 2 + 4 * 11 * 11 / 127 / 200**0.5
+    with pytest.raises(ValueError, match="gradient_share is 0.5"):
+        replace(method, gradient_share=0.5)
+
+
 def test_between_adjustments_the_mask_stays_and_no_gradient_travels() -> None:
     method = replace(HAND, interval=2)
     server = twelve_weights([0, 1, 4])
@@ -213,7 +253,8 @@ def test_the_size_is_an_output_and_costs_what_it_says(granularity: int, norm: bo
 
 
 @pytest.mark.parametrize(
-    ("change", "bytes_a_group"), [({"gradient_wire": "fp16"}, 2.0), ({"gradient_share": 0.1}, 0.1 * 4 + 1 / 8)]
+    ("change", "bytes_a_group"),
+    [({"gradient_wire": "fp16"}, 2.0), ({"gradient_wire": "int8"}, 1.0), ({"gradient_share": 0.1}, 0.1 * 4 + 1 / 8)],
 )
 def test_options_make_the_gradients_cheaper(change: dict[str, object], bytes_a_group: float) -> None:
     records = []
@@ -276,6 +317,8 @@ def test_initial_pruning_trains_at_the_largest_client_until_the_size_is_stable()
     loop = toy_loop(Watched(**{**TOY.__dict__, "free": 0.08, "initial_limit": 400}))
     loop.open()
     assert asked == [1]
+    accuracy, _ = evaluate(loop.server.model, loop.experiment.test)
+    assert loop.opening["accuracy"] == accuracy > 0.5
     assert len(sizes) == 5, "a layer loses at most 8 % of its weights at a time, which is stable"
     assert sizes[-1] == sum(layer.topology.nnz for layer in loop.server.layers.values()) < 548
     assert not torch.equal(exchange.buffers(loop.server.model), exchange.buffers(loop.experiment.model))
@@ -355,6 +398,7 @@ def test_times_are_given_by_layer_or_measured() -> None:
 def test_without_initial_pruning_the_full_model_is_pruned_in_rounds_and_learns() -> None:
     loop = toy_loop(replace(TOY, initial_limit=0, interval=1), rounds=6, lr=0.05)
     loop.open()
+    assert loop.opening["accuracy"] is None, "no weight was trained"
     records = [loop.round(t) for t in range(6)]
     densities = [r["density"] for r in records]
     assert densities[0] == 1.0

@@ -42,6 +42,18 @@ def test_the_cost_of_a_target_counts_rounds_from_one_and_what_came_before() -> N
     assert cost_of_target(run, 0.95) == {"rounds": None, "bytes": None, "seconds": None}
 
 
+def test_a_target_that_training_before_round_0_reached_took_no_round() -> None:
+    """Before round 0: 7 bytes down, 5 up, 1 second, accuracy .6; the tests after rounds 1 and 2 say .5 and .7."""
+    opening = {"seconds": 1.0, "bytes_down": 7, "bytes_up": 5, "accuracy": 0.6}
+    run = run_of("prunefl", [0.5, 0.7])
+    run.result["opening"] = opening
+    assert cost_of_target(run, 0.6) == {"rounds": 0, "bytes": 12, "seconds": 1.0}
+    assert cost_of_target(run, 0.65) == {"rounds": 2, "bytes": 300, "seconds": 5.0}
+    for target, rounds in ((0.6, "0 (from 60.0 %)"), (0.65, "2 (from 60.0 %)")):
+        assert Comparison([run], target).rows()[0][-3] == rounds
+    assert Comparison([run_of("fedavg", [0.7])], 0.6).rows()[0][-3] == "1", "nothing was trained before"
+
+
 def test_rows_are_means_over_seeds() -> None:
     """a: accuracies .5 and .7: mean .6, deviation .1414; .5 is reached after 2 and 1 rounds: 1.5 with .707. b: one."""
     runs = [run_of("a", [0.4, 0.5]), run_of("b", [0.3, 0.4]), run_of("a", [0.6, 0.7])]
