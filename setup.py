@@ -123,7 +123,7 @@ class _Plan:
     def wire(self, output: str) -> None:
         python, pybind = sysconfig.get_paths()["include"], _package_folder("pybind11") / "include"
         # Quantised values must not depend on whether the machine has fused multiply-adds.
-        flags = f"-Icsrc -I{python} -I{pybind} -ffp-contract=off"
+        flags = f"-Icsrc -I{python} -I{pybind} -ffp-contract=off -fno-math-errno"
         self.edge("link", output, [self.compile("cxx", s, flags) for s in _sources("wire/*.cpp")], "")
 
     def meter(self, output: str) -> None:

@@ -254,6 +254,39 @@ bool all_finite(const Array<Bits>& array, Bits infinity) {
   return wire::all_finite<Bits>(in, length, infinity);
 }
 
+float magnitude(const Array<float>& values) {
+  const float* in = values.data();
+  const size_t count = values.size();
+  py::gil_scoped_release release;
+  return wire::magnitude(in, count);
+}
+
+void same_length(size_t sums, size_t other, const char* what) {
+  if (sums != other)
+    throw std::invalid_argument(std::to_string(sums) + " sums, but " + std::to_string(other) + what);
+}
+
+void add_fixed(Array<int64_t>& sums, const Array<float>& values, double scale) {
+  same_length(sums.size(), values.size(), " values");
+  int64_t* out = sums.mutable_data();
+  const float* in = values.data();
+  const size_t count = values.size();
+  py::gil_scoped_release release;
+  wire::add_fixed(out, in, count, scale);
+}
+
+void add_fixed_where(Array<int64_t>& sums, Array<int64_t>& weights, const Array<uint8_t>& mask,
+                     const Array<float>& values, double scale, int64_t weight) {
+  same_length(sums.size(), weights.size(), " weights");
+  same_length(sums.size(), mask.size(), " bits of a mask");
+  int64_t *out = sums.mutable_data(), *counts = weights.mutable_data();
+  const uint8_t* bits = mask.data();
+  const float* in = values.data();
+  const size_t size = mask.size(), count = values.size();
+  py::gil_scoped_release release;
+  wire::add_fixed_where(out, counts, bits, size, in, count, scale, weight);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_wire, m) {
@@ -279,6 +312,11 @@ PYBIND11_MODULE(_wire, m) {
   m.def("bits_from_indices", &bits_from_indices, py::arg("indices").noconvert(), py::arg("size"));
   m.def("indices_from_bits", &indices_from_bits, py::arg("bits").noconvert(), py::arg("size"),
         py::arg("count"));
+  m.def("magnitude", &magnitude, py::arg("values").noconvert());
+  m.def("add_fixed", &add_fixed, py::arg("sums").noconvert(), py::arg("values").noconvert(),
+        py::arg("scale"));
+  m.def("add_fixed_where", &add_fixed_where, py::arg("sums").noconvert(), py::arg("weights").noconvert(),
+        py::arg("mask").noconvert(), py::arg("values").noconvert(), py::arg("scale"), py::arg("weight"));
   m.def("all_finite", &all_finite<uint16_t>, py::arg("bits").noconvert(), py::arg("infinity"));
   m.def("all_finite", &all_finite<uint32_t>, py::arg("bits").noconvert(), py::arg("infinity"));
   m.def("all_finite", &all_finite<uint64_t>, py::arg("bits").noconvert(), py::arg("infinity"));

@@ -8,10 +8,12 @@ of clients. The resolution is 2^-40; |x| must be below 2^22 (`LIMIT`), which val
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Section, Values
+from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Section, Values, fixed_point
+from fedsparse.wire.dtypes import Array
 
 SCALE = 2.0**40
 LIMIT = 2.0**22
@@ -38,7 +40,7 @@ class Total:
         share = samples / self.declared
         for name, section in sections.items():
             if isinstance(section, Values):
-                self._add_values(name, _fixed(section.tensor(), share))
+                self._add_values(name, section, share)
             elif isinstance(section, Masked):
                 self._add_masked(name, section, share)
             elif isinstance(section, Pairs):
@@ -47,7 +49,7 @@ class Total:
                 ones = torch.ones(len(section.indices))
                 self._add_pairs(name, torch.as_tensor(section.indices), _fixed(ones, share))
             elif isinstance(section, Bitmap):
-                self._add_values(name, _fixed(torch.as_tensor(section.mask).float(), share))
+                self._add_values(name, Values(section.mask.astype(np.float32)), share)
         self.accepted += samples
         self.clients.append(client)
 
@@ -71,20 +73,18 @@ class Total:
             raise ValueError("no report was accepted, so there is no mean")
         return (fixed.double() / SCALE * (self.declared / self.accepted)).float()
 
-    def _add_values(self, name: str, fixed: Tensor) -> None:
-        if name in self._dense:
-            self._dense[name] += fixed
-        else:
-            self._dense[name] = fixed
+    def _add_values(self, name: str, section: Values, share: float) -> None:
+        if name not in self._dense:
+            self._dense[name] = torch.zeros(section.array.shape, dtype=torch.int64)
+        fixed_point.add(self._dense[name].numpy(), _floats(section), share * SCALE)
 
     def _add_masked(self, name: str, section: Masked, share: float) -> None:
-        mask = torch.as_tensor(section.mask)
+        mask, scale = section.mask, share * SCALE
         if name not in self._masked:
             zeros = torch.zeros(len(mask), dtype=torch.int64)
             self._masked[name] = (zeros, zeros.clone())
-        sums, weights = self._masked[name]
-        sums[mask] += _fixed(section.tensor(), share)
-        weights[mask] += round(share * SCALE)
+        sums, weights = (held.numpy() for held in self._masked[name])
+        fixed_point.add_where(sums, weights, mask, _floats(section), scale, round(scale))
 
     def _add_pairs(self, name: str, indices: Tensor, fixed: Tensor) -> None:
         indices = indices.long()
@@ -94,6 +94,11 @@ class Total:
             fixed = fixed.new_zeros(len(merged), *fixed.shape[1:]).index_add_(0, place, torch.cat([sums, fixed]))
             indices = merged
         self._pairs[name] = (indices, fixed)
+
+
+def _floats(section: Values | Masked) -> Array:
+    """The values as float32, which holds what every lossy carrier delivers."""
+    return section.values if section.values.dtype == np.float32 else section.tensor().float().numpy()
 
 
 def _fixed(numbers: object, share: float) -> Tensor:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedsparse.federated.total import LIMIT
-from fedsparse.wire import Masked, Pairs, Section, Spec, Values, ValuesSpec, WireError, decode
+from fedsparse.wire import Masked, Pairs, Section, Spec, Values, ValuesSpec, WireError, decode, fixed_point
 
 FACTS = ValuesSpec(size=2, dtype="float64")
 
@@ -53,9 +55,8 @@ def judge(
 def _check_numbers(name: str, section: Section) -> None:
     if not isinstance(section, Values | Pairs | Masked):
         return
-    array = section.values if section.values.dtype.kind == "f" else section.tensor().float().numpy()
-    # A NaN is the largest and the smallest.
-    magnitude = float(max(array.max(), -array.min())) if array.size else 0.0
+    values = section.values if section.values.dtype == np.float32 else section.tensor().float().numpy()
+    magnitude = fixed_point.magnitude(values)
     if not math.isfinite(magnitude):
         raise UpdateError(f"{name} holds a number that is not finite")
     if magnitude >= LIMIT:
