@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from benchmarks.results import Row, header, write_csv
 from fedsparse import models
-from fedsparse.federated.meter import _cpu_meter, model_bytes
+from fedsparse.federated.meter import live_bytes, model_bytes, peak_bytes, reset_peak
 from fedsparse.nn import prunable, recompute_norm_inputs, sparsify, use_region
 from fedsparse.optim import SGD
 from fedsparse.pruning import masks_from_scores, score
@@ -80,11 +80,10 @@ class Contender:
     def measure_memory(self) -> None:
         """Run a step, note the most bytes that were alive."""
         self.optimizer.zero_grad()
-        meter = _cpu_meter()
-        meter.fedsparse_meter_reset()
-        before = meter.fedsparse_meter_live()
+        reset_peak()
+        before = live_bytes()
         self.step()
-        self.peak = meter.fedsparse_meter_peak() - before
+        self.peak = peak_bytes() - before
         self.optimizer.zero_grad()
 
     @property

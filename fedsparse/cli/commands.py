@@ -242,6 +242,34 @@ def explain(
     typer.echo(explanation(experiment_of(checked), measure))
 
 
+@app.command()
+def profile(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The folder for the files, a run's perhaps [default: runs/CONFIG-profile]."),
+    ] = None,
+    data_dir: DataDir = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed, and as many watched.")] = 5,
+) -> None:
+    """Show what one training step takes and keeps, layer by layer, beside the same step dense and under masks.
+
+    Writes profile.json and memory_of_a_step.png; `fedsparse report` draws the picture for a run whose folder has them.
+    """
+    import torch
+
+    from fedsparse.cli.folders import written_folder
+    from fedsparse.cli.profiling import show
+    from fedsparse.config import load
+    from fedsparse.config.experiment import experiment_of
+
+    checked = load(config, overrides or [], None, data_dir)
+    torch.set_num_threads(checked.threads)
+    folder = out or Path("runs") / f"{checked.name}-profile"
+    show(experiment_of(checked), steps, written_folder(folder), checked.threads)
+
+
 @app.command("list")
 def list_command(
     what: Annotated[Listed, typer.Argument(help="What to list.")], format: AsFormat = Format.table
@@ -269,7 +297,7 @@ def report(
     target: Target = None,
 ) -> None:
     """Draw the report of runs again."""
-    from fedsparse.cli.folders import created
+    from fedsparse.cli.folders import written_folder
     from fedsparse.report import read_runs, write_report
 
     records = read_runs(runs)
@@ -278,5 +306,5 @@ def report(
         if (above / "report.html").exists():
             raise CommandError(f"{above} holds a report already, of other runs perhaps: give --out")
     folder = out or (runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.resolve() for run in runs])))
-    page = write_report(records, created(folder, exist_ok=True).path, folder.resolve().name, target)
+    page = write_report(records, written_folder(folder), folder.resolve().name, target)
     typer.echo(f"report: {page}")

@@ -104,6 +104,16 @@ def first_free(candidates: Iterable[Path]) -> RunFolder:
     raise AssertionError("the candidates are endless")
 
 
+def written_folder(path: Path) -> Path:
+    """Make a folder that may hold something already, for files that replace those of the same name."""
+    if path.exists() and not path.is_dir():
+        raise CommandError(f"{path} is a file but must be a folder")
+    try:
+        return created(path, exist_ok=True).path
+    except OSError as error:
+        raise CommandError(disk_sentence(error, f"the folder {path}")) from None
+
+
 def created(path: Path, exist_ok: bool) -> RunFolder:
     """Make a folder and those above it; tell which were missing."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -42,12 +42,26 @@ class Peak:
             yield
             beyond = torch.cuda.max_memory_allocated(device) - before
         else:
-            meter = _cpu_meter()
-            meter.fedsparse_meter_reset()
-            before = meter.fedsparse_meter_live()
+            reset_peak()
+            before = live_bytes()
             yield
-            beyond = meter.fedsparse_meter_peak() - before
+            beyond = peak_bytes() - before
         self.bytes = max(self.bytes, held + beyond)
+
+
+def live_bytes() -> int:
+    """Bytes of the CPU tensors alive now, of those made since the first call of a function of this kind."""
+    return int(_cpu_meter().fedsparse_meter_live())
+
+
+def peak_bytes() -> int:
+    """The most that `live_bytes` was since `reset_peak`."""
+    return int(_cpu_meter().fedsparse_meter_peak())
+
+
+def reset_peak() -> None:
+    """Set `peak_bytes` to what is alive now."""
+    _cpu_meter().fedsparse_meter_reset()
 
 
 def model_bytes(model: nn.Module) -> int:

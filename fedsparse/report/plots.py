@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from fedsparse.report.groups import Group, bytes_so_far, grouped, seconds_so_far
+from fedsparse.report.memory_plot import memory_of_a_step
 from fedsparse.report.records import RunRecord
 from fedsparse.report.style import (
     COLOURS,
@@ -228,4 +229,5 @@ PLOTS: dict[str, Plot] = {
     "bytes_per_round": bytes_per_round,
     "layer_densities": layer_densities,
     "mask_change": mask_change,
+    "memory_of_a_step": memory_of_a_step,
 }

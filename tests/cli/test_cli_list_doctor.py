@@ -68,3 +68,18 @@ def test_explain_tells_what_runs_each_pass(here: Path, capsys: Capture) -> None:
     measured = printed(capsys, "explain", config, "--set", "model.name='cnn'", "--measure")
     assert re.search(r"weight gradient (cpu|dense) \(cpu [0-9.]+ ms, dense [0-9.]+ ms\)", measured)
     assert printed(capsys, "explain", config, "--set", "model.name='cnn'").count(" ms") >= measured.count(" ms") - 2
+
+
+def test_profile_shows_layers_and_sizes_and_writes_the_picture(here: Path, capsys: Capture) -> None:
+    config = str(here / "pair" / "sparse.toml")
+    text = printed(capsys, "profile", config, "--set", "model.name='cnn'", "--steps", "1")
+    folder = here / "runs" / "sparse-profile"
+    assert re.search(r"kept for the backward pass .* [kM]B .* [kM]B .* [kM]B", text)
+    assert re.search(r"Layers: dense > fedavg", text)
+    assert str(folder.relative_to(here)) in text
+    assert (folder / "memory_of_a_step.png").read_bytes().startswith(b"\x89PNG")
+    profile = json.loads((folder / "profile.json").read_text())
+    assert [step["name"] for step in profile["steps"]] == ["dense", "masked dense", "fedavg"]
+    assert {path.name for path in folder.iterdir()} == {"memory_of_a_step.png", "profile.json"}
+    assert main(["profile", config, "--out", config]) == 2
+    assert capsys.readouterr().err.strip().endswith("sparse.toml is a file but must be a folder")

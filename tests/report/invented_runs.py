@@ -83,3 +83,12 @@ def write_run(
     }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+MOMENTS = [{"seconds": 0.0, "live": 5, "peak": 5}, {"seconds": 0.002, "live": 3, "peak": 9}]
+
+
+def write_profile(folder: Path) -> None:
+    """A profile of two steps, as `fedsparse profile` writes it."""
+    step = {"name": "dense", "held": 3, "peak": 9, "seconds": 0.1, "moments": MOMENTS, "marks": {"backward": 0.001}}
+    (folder / "profile.json").write_text(json.dumps({"steps": [step, {**step, "name": "sparse"}]}))

@@ -1,0 +1,36 @@
+"""The command `profile`: measures, prints two tables, writes profile.json and the picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fedsparse.cli.errors import CommandError
+from fedsparse.federated import Experiment
+from fedsparse.federated.artefacts import write_atomic
+from fedsparse.report.memory_plot import PROFILE, memory_picture, read_profile
+from fedsparse.report.profile import profiles
+from fedsparse.report.profile_table import layer_table, summary_table
+from fedsparse.report.style import png, styled
+
+
+def show(experiment: Experiment, steps: int, folder: Path, threads: int) -> None:
+    """Profile a step and print what it costs; the files go to `folder`, in place of earlier ones."""
+    try:
+        found = profiles(experiment, steps)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(layer_table(found))
+    console.print(summary_table(found))
+    facts = {"torch": torch.__version__, "threads": threads, "batch": experiment.training.batch_size}
+    text = json.dumps({**facts, "steps": [asdict(step) for step in found]}, indent=1)
+    write_atomic(folder / PROFILE, text.encode())
+    with styled():
+        write_atomic(folder / "memory_of_a_step.png", png(memory_picture(read_profile(folder / PROFILE))))
+    console.print(f"{threads} thread{'s' * (threads > 1)}; profile and picture: {folder}", soft_wrap=True)

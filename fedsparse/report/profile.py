@@ -1,0 +1,183 @@
+"""What a training step of a configuration takes and keeps, beside the same step dense and under masks.
+
+Three models train on the same batch of client 0, one after the other, with the engine's own step and optimizer:
+"dense" (torch's model), "masked dense" (the same, weights and gradients multiplied by float32 masks: how masks are
+commonly simulated), and the method's own (sparse storage, under the method's first mask). Every byte is read from a
+counter in torch's CPU allocator, kernels' scratch included; nothing is computed from shapes but the split of what is
+held into its kinds.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsparse.federated import Experiment
+from fedsparse.federated.client import Client, iterate
+from fedsparse.federated.loop import Loop
+from fedsparse.federated.meter import live_bytes
+from fedsparse.federated.method import Method
+from fedsparse.nn import SparseLayer, recompute_norm_inputs
+from fedsparse.nn.walk import buffers_of, parameters_of
+from fedsparse.report.step_recorder import LayerCost, Moment, StepRecorder, leaves
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """One model's step. Sizes in bytes, times in seconds.
+
+    held: alive between steps (model, masks, optimizer state), measured. weights, indices (norm statistics too), masks,
+    optimizer, gradients: those tensors' own sizes. kept: what the forward pass left for the backward pass; peak: the
+    most alive during the step, `held` included. seconds: median of a step, unwatched. active: weights by layer;
+    layers, moments, marks: see StepRecorder; the layers' times are medians of watched steps.
+    """
+
+    name: str
+    held: int
+    weights: int
+    indices: int
+    masks: int
+    optimizer: int
+    gradients: int
+    kept: int
+    peak: int
+    seconds: float
+    active: dict[str, tuple[int, int]]
+    layers: dict[str, LayerCost]
+    moments: list[Moment]
+    marks: dict[str, float]
+
+
+class _MaskedMethod(Method):
+    """Multiplies weights and gradients by masks, by name of the parameter."""
+
+    masks: dict[str, Tensor]
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        object.__setattr__(self, "masks", masks)  # a method is frozen
+
+    def begin(self, client: Client) -> None:
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                client.model.get_parameter(name).mul_(mask)
+
+    def step(self, client: Client) -> None:
+        for name, mask in self.masks.items():
+            gradient = client.model.get_parameter(name).grad
+            if gradient is not None:
+                gradient.mul_(mask)
+        super().step(client)
+
+
+def profiles(experiment: Experiment, steps: int = 5) -> list[StepProfile]:
+    """Profiles of a step: dense, masked dense (where the method has a mask), and the method's own.
+
+    steps: how many are timed, and as many watched. Raises ValueError where the experiment is not on the CPU.
+    """
+    if parameters_of(experiment.model)[0].device.type != "cpu":
+        raise ValueError("a step is profiled on the CPU, where every byte is counted; the model is on another device")
+    live_bytes()
+    loop = Loop(experiment)
+    loop.open()
+    model, method = loop.server.model, experiment.method
+    masks = {
+        f"{name}.weight": layer.topology.mask().float()
+        for name, layer in model.named_modules()
+        if isinstance(layer, SparseLayer)
+    }
+    dense = experiment.model
+    found = [_profile("dense", experiment, Method(), lambda: _own_copy(dense), 0, steps)]
+    if masks:
+        total = sum(mask.numel() * mask.element_size() for mask in masks.values())
+        found.append(_profile("masked dense", experiment, _MaskedMethod(masks), lambda: _own_copy(dense), total, steps))
+    found.append(_profile(method.name, experiment, method, lambda: _own_copy(model), 0, steps))
+    return found
+
+
+def _profile(
+    name: str, experiment: Experiment, method: Method, build: Callable[[], nn.Module], masks: int, steps: int
+) -> StepProfile:
+    index = np.asarray(experiment.parts[0])
+    x, y = experiment.train.batch(index[: experiment.training.batch_size])
+    gc.collect()
+    before = live_bytes()
+    training = replace(experiment.training, recompute=experiment.training.recompute and bool(masks == 0))
+    client = Client(0, 0, experiment.seed, build(), experiment.train, index, training)
+    client.model.train()
+    with client.contexts:
+        client.contexts.enter_context(recompute_norm_inputs(training.recompute))
+        method.begin(client)
+        iterate(client, method, x, y)  # makes the optimizer's state and whatever else is made once
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            iterate(client, method, x, y)
+            times.append(time.perf_counter() - start)
+        recorders = [_watched(client, method, x, y) for _ in range(steps)]
+        held = live_bytes() - before + masks
+    last = recorders[-1]
+    shift = held - last.moments[0].live
+    moments = [Moment(m.seconds, m.live + shift, m.peak + shift) for m in last.moments]
+    parameters, buffers = parameters_of(client.model), buffers_of(client.model)
+    state = [entry for held_of in client.optimizer.state.values() for entry in held_of.values()]
+    return StepProfile(
+        name,
+        held,
+        _bytes(parameters),
+        _bytes(buffers),
+        masks,
+        _bytes([entry for entry in state if isinstance(entry, Tensor)]),
+        last.gradients,
+        last.kept,
+        max(moment.peak for moment in moments),
+        statistics.median(times),
+        {name: _active(layer) for name, layer in leaves(client.model)},
+        {name: _median(cost, [r.layers[name] for r in recorders]) for name, cost in last.layers.items()},
+        moments,
+        last.marks,
+    )
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing, index arrays neither, so that all of it is counted."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        module._buffers.update({name: b if b is None else b.clone() for name, b in module._buffers.items()})
+    return copied
+
+
+def _watched(client: Client, method: Method, x: Tensor, y: Tensor) -> StepRecorder:
+    for parameter in parameters_of(client.model):
+        parameter.grad = None
+    client.batch = None
+    recorder = StepRecorder(method)
+    with recorder.watching(client.model):
+        iterate(client, recorder, x, y)  # type: ignore[arg-type]
+        for parameter in parameters_of(client.model):
+            parameter.grad = None
+    return recorder
+
+
+def _active(layer: nn.Module) -> tuple[int, int]:
+    """(active weights, weights that a dense layer has), biases included."""
+    own = sum(p.numel() for p in layer.parameters(recurse=False))
+    if isinstance(layer, SparseLayer):
+        return own, own - layer.topology.nnz + torch.Size(layer.weight_shape).numel()
+    return own, own
+
+
+def _median(cost: LayerCost, all: list[LayerCost]) -> LayerCost:
+    forward, backward = (statistics.median(times) for times in zip(*((c.forward, c.backward) for c in all)))
+    return LayerCost(cost.kept, forward, backward)
+
+
+def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
