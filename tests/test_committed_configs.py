@@ -20,6 +20,13 @@ def test_a_committed_configuration_is_read(path: Path) -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_methods_in_one_file_train_alike(path: Path) -> None:
+    """The file gives what methods' papers have otherwise."""
+    first, *others = (config.train for config in load_several(path))
+    assert all(train == first for train in others)
+
+
 @pytest.mark.parametrize("density", ["d20", "d10", "d05"])
 def test_the_small_and_the_paper_comparison_have_the_same_methods_and_densities(density: str) -> None:
     small, paper = (load_several(ROOT / "cifar10-methods" / folder / f"{density}.toml") for folder in (".", "paper"))

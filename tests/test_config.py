@@ -33,6 +33,37 @@ def test_defaults_make_a_dense_fedavg(tmp_path: Path) -> None:
     assert config.train.clients_per_round == config.partition.clients
 
 
+PAPERS = {
+    "fedavg": (5, 10, 0.05, 0.9, 0.0),
+    "feddst": (10, 32, 0.01, 0.9, 1e-3),
+    "fedtiny": (5, 64, 0.05, 0.9, 0.0),
+    "fedrts": (5, 64, 0.01, 0.9, 0.0),
+    "prunefl": (1, 32, 0.05, 0.9, 0.0),
+}
+"""Epochs, batch size, lr, momentum, weight decay: the paper's where it states them, else ours (1, 32, .05, .9, 0)."""
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_train_leaves_out_is_the_methods_and_what_it_gives_wins(name: str) -> None:
+    def train(**given: Any) -> tuple[Any, ...]:
+        made = from_tables({"train": given, "method": {"name": name}}).train
+        return made.epochs, made.batch_size, made.lr, made.momentum, made.weight_decay
+
+    epochs, batch, _, momentum, decay = PAPERS[name]
+    assert train() == PAPERS[name]
+    assert train(lr=0.3) == (epochs, batch, 0.3, momentum, decay)
+    ours = {"epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
+    assert train(**ours) == tuple(ours.values()), "given, even as the schema has it"
+    config = from_tables({"method": {"name": name}})
+    assert from_tables(config.as_dict()).train == config.train, "config.json has all of it"
+
+
+def test_a_method_with_a_setting_that_train_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FedAvg, "training", {"lr": -1.0})
+    with pytest.raises(ConfigError, match=r"train\.lr is -1"):
+        from_tables({"method": {"name": "fedavg"}})
+
+
 def test_all_clients_take_part_unless_told(tmp_path: Path) -> None:
     assert load(written(tmp_path), ["partition.clients=37"]).train.clients_per_round == 37
 

@@ -272,6 +272,8 @@ def show(runs: list[Path], folder: Path, title: str, target: float | None, as_js
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(comparison_table(comparison, title, console.width))
+    for note in comparison.notes():
+        console.print(note, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

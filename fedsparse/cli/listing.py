@@ -26,12 +26,15 @@ def show(what: str, as_json: bool) -> None:
 
 
 def methods() -> Entries:
-    """Return each method's paper and settings with their defaults."""
+    """Return each method's paper and settings with their defaults, last those of `[train]` that the paper states."""
     from fedsparse import methods as registry
-    from fedsparse.config.method_table import settings_of
+    from fedsparse.config.method_table import settings_of, training_of
 
     found = {name: registry.get(name) for name in registry.names()}
-    return {name: {"about": paper_of(method), "settings": settings_of(method)} for name, method in found.items()}
+    return {
+        name: {"about": paper_of(method), "settings": settings_of(method) | training_of(method)}
+        for name, method in found.items()
+    }
 
 
 def paper_of(method: type[Any]) -> str:

@@ -95,7 +95,8 @@ def reload(path: Path, data_dir: Path | None = None) -> Config:
 def from_tables(tables: dict[str, Any]) -> Config:
     """Return the checked configuration of nested dicts, as TOML gives them.
 
-    Raises ConfigError for what is wrong within one field; `experiment_of` looks at fields together.
+    What `[train]` leaves out is as the method's `training` says, else as the schema does. Raises ConfigError for what
+    is wrong within one field; `experiment_of` looks at fields together.
     """
     tables = copy.deepcopy(tables)
     method = tables.pop("method", None)
@@ -112,9 +113,10 @@ def from_tables(tables: dict[str, Any]) -> Config:
     if not isinstance(method, dict):
         given = "missing" if method is None else shown(method)
         raise ConfigError(f"method is {given} but must be a table with the method's name and its settings")
-    from fedsparse.config.method_table import method_from
+    from fedsparse.config.method_table import method_from, train_of
 
-    return Config(**dict(checked), method=method_from(method))
+    made = method_from(method)
+    return Config(**dict(checked) | {"train": train_of(made, checked.train)}, method=made)
 
 
 def default_to_all_clients(tables: dict[str, Any]) -> None:

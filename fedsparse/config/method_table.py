@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_origin, get_type_hints
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from fedsparse import methods
-from fedsparse.config.schema import Table
+from fedsparse.config.schema import Table, Train
 from fedsparse.config.sentences import ConfigError, explain, shown, unknown
 from fedsparse.federated.masked_method import MaskedMethod
 
@@ -28,6 +28,17 @@ def method_from(table: dict[str, Any]) -> Any:
     method = instance_of(methods.get(name), settings)
     refuse_mask_settings_of_dense(method, settings)
     return method
+
+
+def train_of(method: Any, given: Train) -> Train:
+    """Return what the configuration gives of `[train]`, the method's own `training` where it gives nothing.
+
+    Raises ConfigError where the method's is no setting of `[train]`.
+    """
+    try:
+        return Train.model_validate({**method.training, **given.model_dump(exclude_unset=True)})
+    except ValidationError as error:
+        raise explain(error, Train, prefix=("train",)) from None
 
 
 def refuse_mask_settings_of_dense(method: Any, settings: dict[str, Any]) -> None:
@@ -80,3 +91,8 @@ def settings_of(method: type[Any]) -> dict[str, str]:
         name: "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
         for name, field in model_of(method).model_fields.items()
     }
+
+
+def training_of(method: type[Any]) -> dict[str, str]:
+    """Return the settings of `[train]` that a method's paper states, as keys of the configuration, for listing."""
+    return {f"train.{name}": shown(value) for name, value in method.training.items()}

@@ -71,7 +71,8 @@ class Train(Table):
 
     `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
     `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
-    server's model to the next. `clients_per_round` is all clients unless given. With `recompute`, norms after sparse
+    server's model to the next. `clients_per_round` is all clients unless given; what a method's paper says of epochs,
+    batch size or optimizer replaces the defaults here (`fedsparse list methods`). With `recompute`, norms after sparse
     convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits.
     """
 

@@ -64,9 +64,14 @@ def _adapters(method: type) -> dict[str, TypeAdapter[Any]]:
 
 @dataclass(frozen=True)
 class Method:
-    """Federated averaging of whatever is active; the base of every method."""
+    """Federated averaging of whatever is active; the base of every method.
+
+    training: the settings of local training that the method's paper states, by the fields of `Training`. They hold
+    where a configuration's `[train]` leaves them out; what is not in it has the defaults of `[train]`, which are ours.
+    """
 
     name: ClassVar[str] = "method"
+    training: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Hold every field against its annotation; ValueError names the first that does not fit."""

@@ -2,7 +2,8 @@
 AAAI 2022.
 
 In adjustment rounds each client prunes its smallest weights in mid round and grows those of largest gradient; the
-server averages every coordinate over the clients that have it and prunes the union back by magnitude.
+server averages every coordinate over the clients that have it and prunes the union back by magnitude. All of
+`training` is the paper's.
 
 Departures: the paper's formula a(t) = alpha c(t) holds (the authors' code multiplies alpha in twice). The epochs
 before the adjustment are ours, half of them: `adjust_after`. With one local epoch a client adjusts before it, on the
@@ -13,8 +14,9 @@ adjusts only as many. FedProx is `proximal` of the training, for any method.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedsparse.federated import coordinates
 from fedsparse.federated.client_masks import ClientMasksMethod
@@ -36,6 +38,13 @@ class FedDST(ClientMasksMethod):
     """
 
     name: ClassVar[str] = "feddst"
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 10,
+        "batch_size": 32,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 1e-3,
+    }
     end: ClassVar[float] = 1 / 2
 
     def adjust(self, client: Client, counts: dict[str, int]) -> None:

@@ -1,7 +1,8 @@
 """FedTiny: Huang et al., "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", ICDCS 2023.
 
 Adaptive batch-norm selection chooses the first mask among candidates by the devices' loss; progressive pruning then
-adjusts one block of layers at a time, growing where the devices' gradients of inactive weights are largest.
+adjusts one block of layers at a time, growing where the devices' gradients of inactive weights are largest. E and B of
+`training` are the paper's, the optimizer's settings are ours.
 
 Departures: the candidates' layer densities are ours (the paper leaves them open): candidate 0 has the densities of
 `distribution`, candidate c > 0 those times exp(u), u uniform in [-spread, spread] a layer, scaled to the same total;
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +53,7 @@ class FedTiny(ServerGrowthMethod):
     """
 
     name: ClassVar[str] = "fedtiny"
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 5, "batch_size": 64}
     density: Annotated[float, Field(gt=0, lt=1)] = 0.1
     distribution: Rule = "erk"
     pool: Annotated[int, Field(ge=0, le=1000)] = 0

@@ -36,6 +36,7 @@ def page_of(runs: list[RunRecord], comparison: Comparison, figures: dict[str, by
         subtitle=subtitle_of(runs),
         columns=comparison.columns(),
         rows=comparison.rows(),
+        notes=comparison.notes(),
         summary=summary_rows(runs[0].result),
         figures=[
             {"data": base64.b64encode(data).decode("ascii"), "alt": name.replace("_", " ")}

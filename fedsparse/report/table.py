@@ -56,7 +56,22 @@ class Comparison:
         """Return the table in Markdown."""
         columns = self.columns()
         lines = [columns, ["---"] * len(columns), *self.rows()]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return table + "".join(f"\n{note}\n" for note in self.notes())
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each setting of `[train]` in which the runs differ."""
+        tables = {group.label: group.runs[0].settings.get("train") or {} for group in self.groups}
+        keys = dict.fromkeys(key for table in tables.values() for key in table)
+        notes = []
+        for key in keys:
+            labels: dict[str, list[str]] = {}
+            for label, table in tables.items():
+                labels.setdefault(str(table.get(key, "not recorded")), []).append(label)
+            if len(labels) > 1:
+                values = "; ".join(f"{value} for {', '.join(named)}" for value, named in labels.items())
+                notes.append(f"train.{key} differs: {values}.")
+        return notes
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return the result of each run, with the derived numbers of the table added."""

@@ -26,6 +26,7 @@ def test_methods_with_papers_and_settings(capsys: Capture) -> None:
     assert "McMahan" in text
     assert "    density = 0.1" in text
     assert json.loads(printed(capsys, "list", "methods", "--format", "json"))["fedtiny"]["settings"]["blocks"] == "5"
+    assert text.count("    train.epochs = 10\n") == 1, "FedDST's"
 
 
 def test_models_and_data_sets(capsys: Capture) -> None:

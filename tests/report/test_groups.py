@@ -78,6 +78,17 @@ def test_a_target_that_some_seeds_missed_has_no_mean() -> None:
     assert comparison.rows()[0][-3:] == ["\u2013 (1 of 2 did)", "\u2013", "\u2013"]
 
 
+def test_settings_of_training_that_differ_are_named() -> None:
+    runs = [run_of(label, [0.5]) for label in ("a", "b", "c")]
+    for run, epochs in zip(runs, (5, 10, 5)):
+        run.settings["train"] = {"epochs": epochs, "lr": 0.1}
+    comparison = Comparison(runs)
+    assert comparison.notes() == ["train.epochs differs: 5 for a, c; 10 for b."]
+    assert comparison.markdown().endswith("|\n\ntrain.epochs differs: 5 for a, c; 10 for b.\n")
+    runs[1].settings["train"] = {"epochs": 5, "lr": 0.1}
+    assert Comparison(runs).notes() == []
+
+
 def test_text_gets_a_column_of_perplexity() -> None:
     comparison = Comparison([run_of("a", [0.4], perplexity=12.345), run_of("b", [0.4])])
     assert comparison.columns()[3] == "perplexity"
