@@ -6,7 +6,8 @@ server averages the scores, keeps the weights of highest score, and FedAvg train
 
 Departures: scores are weighted by n_k (the authors' code weights clients alike). No dense warm-up rounds before the
 mask, and clients whose answer is refused are left out. Ours: with several `batches` g is the gradient of their mean
-loss; scores travel times the number of weights, so that half precision holds them; layer densities of `distribution` as
+loss; scores travel times the number of weights, so that half precision holds them, and at most as large as their
+carrier or the server's sums hold; layer densities of `distribution` as
 an alternative to the paper's ranking over all layers, which may empty a layer at low densities. A client holds its
 dense gradient and scores once, for this; the server only the sum of scores.
 """
@@ -24,6 +25,7 @@ from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.method import Ask, Sections
 from fedsparse.federated.pruning_method import PruningMethod
+from fedsparse.federated.total import LIMIT
 from fedsparse.federated.validate import UpdateError
 from fedsparse.pruning import Distribution, masks_from_scores, score
 from fedsparse.wire import Section, Values, ValuesSpec
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from fedsparse.federated.client import Client
     from fedsparse.federated.server import Server
 
-_HALF_MAX = 65504.0
+_LARGEST = {"fp16": 65504.0, "fp32": 0.999 * LIMIT}
+"""The largest score that travels: what half precision holds, and what can be summed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class SSFL(PruningMethod):
         scores = score.snip(client.model, self.prunes(client.model), batches, cross_entropy)
         groups = torch.cat([s.reshape(len(s) // V, V, -1).sum(1).flatten() for s in scores.values()])
         count = sum(s.numel() for s in scores.values())
-        return {"scores": Values((groups * count).clamp(max=_HALF_MAX).cpu(), wire=self.score_wire)}
+        return {"scores": Values((groups * count).clamp(max=_LARGEST[self.score_wire]).cpu(), wire=self.score_wire)}
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """Refuse scores below 0."""

@@ -9,6 +9,7 @@ from fedsparse.federated import Client, Experiment, Loop, Server, Total, Trainin
 from fedsparse.federated.validate import UpdateError, judge
 from fedsparse.methods import SSFL
 from fedsparse.nn import sparse_layers
+from fedsparse.pruning import score
 from fedsparse.wire import Values, encode
 
 
@@ -52,6 +53,19 @@ def test_the_mask_of_the_weighted_scores_by_hand(wire: str) -> None:
     assert layers["1"].topology.flat().tolist() == [2]
     assert torch.equal(layers["0"].values, dense["0"].flatten()[[0, 1, 5]]), "the initial weights are kept"
     assert server.mask_version == 1
+
+
+@pytest.mark.parametrize(("wire", "sent"), [("fp32", [70000.0, 65520.0, 4190109.7]), ("fp16", [65504.0] * 3)])
+def test_only_what_cannot_travel_is_cut(wire: str, sent: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 weights of |g w| = 7000, 6552, 1e9 and seven 1: times 10. Sums hold less than 2^22 = 4194304."""
+    server, method = two_layers(), SSFL(density=0.4, score_wire=wire)
+    scores = {"0": torch.tensor([[7000.0, 6552, 1e9], [1, 1, 1]]), "1": torch.ones(2, 2)}
+    monkeypatch.setattr(score, "snip", lambda *_: scores)
+    client = Client(0, 0, 0, server.model, toy_loop(method).experiment.train, np.arange(4), Training())
+    answer = method.score_weights(client, {})["scores"]
+    assert answer.array.tolist() == pytest.approx([*sent, *[10.0] * 7])
+    probe(method, server, [answer.array.tolist()] * 2)
+    assert server.layers["0"].topology.flat().tolist() == [0, 1, 2, 3], "of the equal ones the lowest"
 
 
 def test_by_layer_the_density_of_each_is_kept() -> None:
