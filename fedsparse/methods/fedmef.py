@@ -10,11 +10,12 @@ send their weights and the a_l inactive weights of largest |gradient|; the serve
 top a_l |g~|.
 
 Departures: the layer (gain, bias, grown weights' gradient) as `nn.nsconv` says, `gain` is its initial value; the share
-of activations is taken in each sample (`ops.pack_activation`). lr_b, which the paper leaves open, is the learning rate
-of the round, and lr_0 is `extrusion_lr` times that of round 0: with a constant schedule and extrusion_lr = 1 the
-extrusion never exceeds it. b counts the iterations done, so p = 1 at the first; ||w_low|| is over all layers. A
-device's growth gradient is that of its locally trained model, computed from pruned activations, on `growth_batches`
-batches at once. gamma = 0.5 is that of the authors' published code, not of the paper.
+of activations is taken in each sample (`ops.pack_activation`). The paper leaves lr_b open: ours is the learning rate of
+the round, and lr_0 is that of round 0, times `extrusion_lr`. Since p(b) (2 sigmoid(||w_low||) - 1) < 1, the raised rate
+acts where the run's schedule has fallen (`lr_decay`, "cosine"), or with extrusion_lr > 1; with a constant rate and the
+default of 1 extrusion is the penalty alone. b counts the iterations done, so p = 1 at the first; ||w_low|| is over all
+layers. A device's growth gradient is that of its locally trained model, computed from pruned activations, on
+`growth_batches` batches at once. gamma = 0.5 is that of the authors' published code, not of the paper.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class FedMef(MaskedMethod, ServerGrowthMethod):
     """FedMef at total density `density`; the fields of MaskedMethod choose the first mask, random as in the paper.
 
     See ServerGrowthMethod for interval, last and growth_batches. rate: a_l = floor(rate * 2 c(t) K_l), in groups.
-    penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0. gamma: the share of
-    each conv input that is not kept for the backward pass; 0 keeps all that is not 0. store: how kept values are held.
-    gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi)) keeps the variance through ReLUs.
+    penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0 (ours; 1 is the
+    paper's formula). gamma: the share of each conv input that is not kept for the backward pass; 0 keeps all that is
+    not 0. store: how kept values are held. gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi))
+    keeps the variance through ReLUs.
     """
 
     name: ClassVar[str] = "fedmef"

@@ -153,6 +153,21 @@ def test_extrusion_is_its_formula_iteration_by_iteration() -> None:
         torch.testing.assert_close(found.detach(), expected)
 
 
+@pytest.mark.parametrize(("schedule", "first"), [("constant", 0.1), ("cosine", 0.024492)])
+def test_by_default_extrusion_raises_the_rate_where_the_schedule_has_fallen(schedule: str, first: float) -> None:
+    """lr_0 = .1, ||w_low|| = .5: .1 * .24492 at b = 0. Round 8 of 9 has .1 (1 + cos(8 pi / 9)) / 2 = .00302, or .1."""
+    training = Training(rounds=9, batch_size=5, lr=0.1, lr_schedule=schedule)  # type: ignore[arg-type]
+    client, taken = extruding_client(8, training), []
+    client.optimizer.step = lambda: taken.append(client.optimizer.param_groups[0]["lr"])
+    train(client, FedMef(interval=1, last=16, rate=0.2))
+    assert client.memory["1"].tolist() == [2, 6]
+    assert taken[0] == pytest.approx(first, rel=1e-4)
+    if schedule == "cosine":
+        assert taken[1] == pytest.approx(first * 2 / 3, rel=1e-4), (
+            "no step was taken: p(1) of B = 2 is (4 - 2) / (4 - 1)"
+        )
+
+
 def test_extrusion_drives_low_weights_towards_zero() -> None:
     training = Training(rounds=9, epochs=10, batch_size=5, lr=0.1, momentum=0.0)
     ends = []
