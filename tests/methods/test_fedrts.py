@@ -128,9 +128,16 @@ def test_posteriors_of_groups_by_hand() -> None:
     play(method, server, 2, [report([1, -2, 5, 1], [0], 6), report([4, 4, 1, 0], [0], 6)])
     assert server.state["alpha/0"].tolist() == [8.5, 9.75, 3.5, 2.25, 3.5, 3.5]
     assert server.state["beta/0"].tolist() == [3.5, 2.25, 8.5, 9.75, 8.5, 8.5]
-    topology = server.layers["0"].topology
-    topology.validate()
-    assert (topology.granularity, len(active_groups(topology))) == (2, 2)
+    layer = server.layers["0"]
+    layer.topology.validate()
+    drawn = numpy_generator(0, "thompson sampling", 2).beta(
+        [8.5, 9.75, 3.5, 2.25, 3.5, 3.5], [3.5, 2.25, 8.5, 9.75, 8.5, 8.5]
+    )
+    assert np.argsort(-drawn)[:2].tolist() == [1, 0], "of the posteriors (9.75, 2.25) and (8.5, 3.5)"
+    assert layer.topology.granularity == 2
+    assert active_groups(layer.topology).tolist() == [0, 1], "3 went and 0 came"
+    assert layer.topology.flat().tolist() == [0, 1, 3, 4]
+    assert layer.values.tolist() == [0.0, 3.25, 0.0, 2.5], "the means of group 1: (1 + 3 * 4) / 4 and (-2 + 3 * 4) / 4"
 
 
 @pytest.mark.parametrize(
