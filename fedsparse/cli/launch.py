@@ -135,6 +135,8 @@ def carry_out(config: Config, experiment: Any, folder: RunFolder, quiet: bool, s
         result = result_of(config.name, read_rounds(folder.path / "rounds.jsonl"), **known(config))
         write_json(folder.path / "result.json", result)
         return result
+    except SystemExit as left:  # else the command would end with that code, 0 perhaps, and no result
+        raise StoppedError(f"the run's own code called sys.exit({left.code})") from left
 
 
 def began(folder: Path) -> bool:

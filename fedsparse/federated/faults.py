@@ -17,7 +17,7 @@ the others on rank 0:
 | manifest | between these and its manifest |
 | prune | before older checkpoints are deleted |
 
-Kinds: kill (SIGKILL), stop (SIGSTOP), raise, exit0 (leave with success at once), slow or slow=SECONDS (sleep, else 5),
+Kinds: kill (SIGKILL), stop (SIGSTOP), raise, exit0 (`sys.exit(0)`), slow or slow=SECONDS (sleep, else 5),
 full (the disk is full); of reports also garbage (random bytes), nan, wrong-shape, stale (the round before); of answers
 duplicate (sent twice) and garbage. Without the variable nothing of this happens.
 """
@@ -27,6 +27,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -91,7 +92,7 @@ def reach(point: str, round: int) -> None:
     elif fault.kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault.kind == "exit0":
-        os._exit(0)
+        sys.exit(0)
     elif fault.kind == "slow":
         time.sleep(fault.seconds)
     elif fault.kind == "full":

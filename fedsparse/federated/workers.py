@@ -101,12 +101,12 @@ def deliver(worker: Worker, kind: Tag, data: bytes | memoryview) -> None:
 
 
 def carry_out(worker: Worker, kind: Tag, client: int, task: str) -> Done:
-    """Do one client's work; what a client raises is its own failure, not the run's."""
+    """Do one client's work; what a client raises, or that it calls `sys.exit`, is its own failure, not the run's."""
     worker.peak.reset()
     start = time.perf_counter()
     try:
         answer = worker.train(client) if kind is Tag.TRAIN else worker.perform(task, client)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.info("client %d failed", client, exc_info=True)
         return Done(client, None, f"{type(error).__name__}: {error}".splitlines()[0])
     return Done(client, answer, seconds=time.perf_counter() - start, peak=worker.peak.bytes)

@@ -1,5 +1,6 @@
 """What a run bears in one process: deadlines, quorum, clients that fail."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,20 @@ def test_clients_that_raise_are_dropped_and_named() -> None:
     assert [len(record["dropped"]) for record in seen] == [0, 2, 0]
     assert seen[1]["dropped"][0] == {"client": 1, "reason": "RuntimeError: the sensor is broken"}
     assert (seen[1]["clients"], seen[1]["rejected"]) == ([0], [])
+
+
+class Leaving(FedAvg):
+    """Client 1 leaves in round 1."""
+
+    def begin(self, client: Client) -> None:
+        if client.round == 1 and client.id == 1:
+            sys.exit(0)
+
+
+def test_a_client_that_calls_exit_is_dropped_like_one_that_raises() -> None:
+    seen: list[dict] = []
+    assert run(bearing(Leaving()), on_round=seen.append)["status"] == "complete"
+    assert [record["dropped"] for record in seen] == [[], [{"client": 1, "reason": "SystemExit: 0"}], []]
 
 
 def test_a_quorum_that_is_missed_stops_the_run() -> None:
