@@ -1,7 +1,8 @@
 """The command `fedsparse`.
 
-Exit codes: 0 complete; 2 bad input, told in one sentence before any work; 3 stopped because workers were lost, a
-quorum was missed or code of the run called `sys.exit`, 130 interrupted: both with the rounds so far kept, and resumable; 1 for any other failure.
+Exit codes: 0 complete; 2 bad input, told in one sentence before any work; 3 stopped because workers were lost, a quorum
+was missed or code of the run called `sys.exit`, 130 interrupted: both with the rounds so far kept, and resumable; 1 for
+any other failure.
 """
 
 from __future__ import annotations

@@ -79,6 +79,18 @@ def fedsparse_command(
     ] = False,
 ) -> None:
     """Federated learning with dynamic pruning in which the sparsity is real."""
+    if os.environ.get("FEDSPARSE_FAULT"):
+        check_faults()
+
+
+def check_faults() -> None:
+    """Refuse an order to fail that cannot be read, before any work."""
+    from fedsparse.federated import faults
+
+    try:
+        faults.planned()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 @app.command()

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ VARIABLE = "FEDSPARSE_FAULT"
 POINTS = ("train", "report", "answer", "open", "send", "update", "record", "line", "tensors", "manifest", "prune")
 ACTS = ("kill", "stop", "raise", "exit0", "slow", "full")
 SPOILS = ("garbage", "nan", "wrong-shape", "stale", "duplicate")
+_FORM = re.compile(rf"(\d+):(-?\d+):({'|'.join(POINTS)}):({'|'.join((*ACTS, *SPOILS))})(?:(?<=:slow)=(\d+\.?\d*))?")
 
 
 @dataclass
@@ -68,14 +70,14 @@ def planned() -> tuple[Fault, ...]:
 
 
 def _parse(text: str) -> Fault:
-    parts = text.split(":")
-    kind, _, seconds = parts[-1].partition("=")
-    if len(parts) != 4 or parts[2] not in POINTS or kind not in (*ACTS, *SPOILS):
+    found = _FORM.fullmatch(text)
+    if found is None:
         raise ValueError(
-            f"{VARIABLE} has {text!r} but must be rank:round:point:kind, with a point of {', '.join(POINTS)} "
-            f"and a kind of {', '.join((*ACTS, *SPOILS))}"
+            f"{VARIABLE} has {text!r} but must be rank:round:point:kind, two whole numbers, a point of "
+            f"{', '.join(POINTS)} and a kind of {', '.join((*ACTS, *SPOILS))}"
         )
-    return Fault(int(parts[0]), int(parts[1]), parts[2], kind, float(seconds or 5.0))
+    rank, round, point, kind, seconds = found.groups()
+    return Fault(int(rank), int(round), point, kind, float(seconds or 5.0))
 
 
 def _due(point: str, round: int, kinds: tuple[str, ...]) -> Fault | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedsparse.cli import main
+from fedsparse.federated import faults
 
 GOOD = '[method]\nname = "fedavg"\n'
 FEDTINY = '[method]\nname = "fedtiny"\n'
@@ -141,6 +142,22 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path, text: str, arguments:
         check=False,
     )
     assert_one_sentence(done.returncode, done.stdout, done.stderr, words, tmp_path)
+
+
+def test_an_order_to_fail_that_cannot_be_read_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.toml").write_text(GOOD)
+    monkeypatch.setenv(faults.VARIABLE, "0:one:train:kill")
+    faults.planned.cache_clear()
+    try:
+        code = main(["run", "trial.toml"])
+    finally:
+        monkeypatch.undo()
+        faults.planned.cache_clear()
+    words = ["FEDSPARSE_FAULT has '0:one:train:kill' but must be rank:round:point:kind", "manifest", "exit0"]
+    assert_one_sentence(code, *capsys.readouterr(), words, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ def test_a_run_that_never_began_starts_anew(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_order_that_is_no_fault_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for text in ("1:2:train", "1:2:nowhere:kill", "1:2:train:hurt"):
+    wrong = ("1:2:train", "1:2:nowhere:kill", "1:2:train:hurt", "x:2:train:kill", "1:2:train:slow=", "1:2:train:kill=3")
+    for text in wrong:
         monkeypatch.setenv(faults.VARIABLE, text)
         faults.planned.cache_clear()
         with pytest.raises(ValueError, match="rank:round:point:kind"):
