@@ -286,8 +286,10 @@ def show_one(result: Result, folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from fedsparse.comm.mpi import world_size
     from fedsparse.report.summary import summary_table
 
-    console = Console()
+    # mpirun gives rank 0 a terminal of its own, whatever its own output goes to.
+    console = Console(force_terminal=False if world_size() > 1 else None)
     console.print(summary_table(result))
     console.print(f"records and report: {folder}", highlight=False, soft_wrap=True)

@@ -155,8 +155,11 @@ class Loop:
     def result(self, status: str, total_seconds: float) -> Record:
         """What a run says of itself; every cost in it was measured."""
         server, text = self.server, self.text
+        ranks, lost = self.workers.ranks_and_lost()
         facts = {
             "status": status,
+            "ranks": ranks,
+            "lost_ranks": lost,
             "density": server.density(),
             "parameters": server.parameter_count,
             "macs": self._macs(),

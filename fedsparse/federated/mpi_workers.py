@@ -85,6 +85,10 @@ class MPIWorkers:
         found, self._incidents = self._incidents, []
         return found
 
+    def ranks_and_lost(self) -> tuple[int, list[int]]:
+        """The size of the job, and the ranks that were killed, left, or were given up."""
+        return self.link.size, sorted(self.link.lost)
+
     def close(self, seconds: float = 10.0) -> None:
         """Tell the ranks to stop, and end those that are still at work or do not say goodbye, so that none stays.
 

@@ -38,8 +38,7 @@ def run_on_ranks(
             return None
         samples = [len(part) for part in experiment.parts]
         workers = MPIWorkers(link, samples, experiment.failures)
-        result = run(experiment, out, on_round, lambda _: workers, start, on_status)
+        return run(experiment, out, on_round, lambda _: workers, start, on_status)
     except BaseException:
         atexit.register(link.fail)
         raise
-    return {**result, "ranks": link.size, "lost_ranks": sorted(link.lost)}

@@ -48,6 +48,9 @@ class Workers(Protocol):
     def incidents(self) -> list[Incident]:
         """What befell workers since this was last asked."""
 
+    def ranks_and_lost(self) -> tuple[int, list[int]]:
+        """How many ranks the job was started with, the server's included, and which of them were lost."""
+
     def close(self) -> None:
         """Let the workers go."""
 
@@ -90,6 +93,10 @@ class LocalWorkers:
     def incidents(self) -> list[Incident]:
         """None: where the only worker fails, the run does."""
         return []
+
+    def ranks_and_lost(self) -> tuple[int, list[int]]:
+        """This one."""
+        return 1, []
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -12,7 +12,7 @@ import jinja2
 from fedsparse.report.plots import PLOTS
 from fedsparse.report.records import RunRecord
 from fedsparse.report.style import png, styled
-from fedsparse.report.summary import summary_rows
+from fedsparse.report.summary import ranks_text, summary_rows
 from fedsparse.report.table import Comparison
 
 
@@ -54,12 +54,12 @@ def subtitle_of(runs: list[RunRecord]) -> str:
     return f"{what}, {len(runs)} run{'s' if len(runs) > 1 else ''}, written by fedsparse"
 
 
-def loss_rows(runs: list[RunRecord]) -> list[tuple[str, int, str, str]]:
+def loss_rows(runs: list[RunRecord]) -> list[tuple[str, int | str, str, str]]:
     """Return (run, round, who, reason) of every report rejected, client dropped and rank that failed."""
     return [
-        (run.label, record["round"], who_of(entry), entry["reason"])
+        (run.label, when, who_of(entry), entry["reason"])
         for run in runs
-        for record in run.rounds
+        for when, record in [("opening", run.result.get("opening", {})), *((r["round"], r) for r in run.rounds)]
         for kind in ("rejected", "dropped", "incidents")
         for entry in record.get(kind, [])
     ]
@@ -77,6 +77,7 @@ def facts_of(run: RunRecord) -> dict[str, str]:
     return {
         "label": run.label,
         "seed": str(run.result.get("seed", "not recorded")),
+        "ranks": f"MPI ranks: {ranks_text(run.result)}; " if run.result.get("ranks", 1) > 1 else "",
         "hardware": str(run.result.get("hardware", "hardware not recorded")),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "versions not recorded",
         "config": config_text(run.folder / "config.json"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, measured value) for one run."""
     perplexity = [("perplexity", f"{result['perplexity']:.2f}")] if result.get("perplexity") is not None else []
+    ranks = [("MPI ranks", ranks_text(result))] if result.get("ranks", 1) > 1 else []
     macs = f"{count_text(result.get('macs'))} a sample ({percent_text(macs_share(result))} of dense)"
     return [
         ("method", str(result.get("method", DASH))),
@@ -26,12 +27,19 @@ def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         *perplexity,
         ("density", percent_text(result.get("density"))),
         ("multiply-adds", macs),
+        *ranks,
         ("a round", f"{seconds_text(result.get('seconds_per_round'))} (median)"),
         ("whole run", seconds_text(result.get("total_seconds"))),
         ("peak memory", bytes_text(result.get("peak_bytes"))),
         ("bytes down", bytes_text(result.get("bytes_down"))),
         ("bytes up", bytes_text(result.get("bytes_up"))),
     ]
+
+
+def ranks_text(result: dict[str, Any]) -> str:
+    """Return how many ranks a run had, rank 0 included, and which of them it lost."""
+    lost = ", ".join(map(str, result.get("lost_ranks", [])))
+    return f"{result.get('ranks', 1)}{f', lost: {lost}' if lost else ''}"
 
 
 def summary_table(result: dict[str, Any]) -> Table:

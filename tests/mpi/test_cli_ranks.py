@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fedsparse.cli.ranks import find_mpirun
+from fedsparse.cli.ranks import environment, find_mpirun
 
 CONFIG = """
 name = "ranks"
@@ -25,6 +26,7 @@ interval = 1
 last = 3
 pool = 2
 """
+PROGRAM = str(Path(__file__).parent / "cli_program.py")
 SAME = ("accuracy", "loss", "train_loss", "bytes_up", "bytes_down", "layer_densities", "mask_change", "clients")
 
 
@@ -50,10 +52,37 @@ def test_three_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
         "run", str(config), "--out", str(tmp_path / "three"), "--quiet", "--ranks", "3", "--format", "json"
     )
     assert (one.returncode, three.returncode) == (0, 0), three.stderr[-2000:]
-    assert json.loads(three.stdout)["ranks"] == 3
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "three")]
+    assert json.loads(three.stdout) == {**results[1], "folder": str(tmp_path / "three")}
+    assert [(result["ranks"], result["lost_ranks"]) for result in results] == [(1, []), (3, [])]
     assert records(tmp_path / "one") == records(tmp_path / "three")
-    assert (tmp_path / "three" / "result.json").exists()
     assert (tmp_path / "three" / "report.html").exists()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
+def test_nine_ranks_with_one_killed_in_round_3_complete_and_name_the_loss(tmp_path: Path) -> None:
+    config, folder = tmp_path / "ranks.toml", tmp_path / "nine"
+    config.write_text(CONFIG.replace("clients = 4", "clients = 12").replace("rounds = 2", "rounds = 5"))
+    command = [str(find_mpirun()), "--with-ft", "ulfm", "--bind-to", "none", "-n", "9", sys.executable, PROGRAM]
+    nine = subprocess.run(
+        [*command, "run", str(config), "--out", str(folder)], capture_output=True, text=True, timeout=850, check=False,
+        env={**os.environ, **environment(1), "FEDSPARSE_FAULT": "1:3:train:kill"},
+    )  # fmt: skip
+    assert nine.returncode == 0, nine.stderr[-2000:]
+    assert "\x1b" not in nine.stdout + nine.stderr, "no terminal was there"
+    assert [line.split("  ")[0] for line in nine.stderr.splitlines()] == [
+        *(f"ranks: round {n}/5" for n in (1, 2, 3)), "rank 1 lost: its process ended",
+        *(f"ranks: round {n}/5" for n in (4, 5)),
+    ]  # fmt: skip
+    assert re.search(r"MPI ranks +│ 9, lost: 1 ", nine.stdout)
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["rounds"], result["ranks"], result["lost_ranks"]) == ("complete", 5, 9, [1])
+    incidents = [json.loads(line)["incidents"] for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [[entry["rank"] for entry in entries] for entries in incidents] == [[], [], [], [1], []]
+    page = (folder / "report.html").read_text()
+    assert "9, lost: 1" in page
+    assert re.search(r"<td>3</td><td>rank 1, client \d+</td><td>lost: its process ended</td>", page)
 
 
 @pytest.mark.timeout(900)
