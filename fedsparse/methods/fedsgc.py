@@ -136,8 +136,8 @@ class FedSGC(ClientMasksMethod):
         else:
             now = {"parameters": exchange.parameters(server.model), "buffers": exchange.buffers(server.model)}
             server.load(*(coordinates.mean_with_idle(total, name, old, idle) for name, old in now.items()))
-        # What gradients gave was not active and still is not, so that it did not move.
-        server.state["direction"] = _sign(coordinates.weights(server.model) - before) + server.state["reported"]
+        moved, reported = _sign(coordinates.weights(server.model) - before), server.state["reported"]
+        server.state["direction"] = torch.where(reported != 0, reported, moved)
 
 
 def _sign(numbers: Tensor) -> Tensor:
