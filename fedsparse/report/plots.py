@@ -17,7 +17,7 @@ from fedsparse.report.groups import Group, bytes_so_far, grouped, seconds_so_far
 from fedsparse.report.memory_plot import memory_of_a_step
 from fedsparse.report.records import RunRecord
 from fedsparse.report.style import (
-    COLOURS,
+    beside,
     legend_below,
     line_style,
     logarithmic,
@@ -29,6 +29,8 @@ from fedsparse.report.style import (
 Plot = Callable[[list[RunRecord]], Figure | None]
 # Beyond this ratio of the runs' totals, a linear axis would press the cheaper run against its end.
 LOG_RATIO = 4.0
+# More curves than this get a taller panel.
+CROWD = 4
 
 
 def accuracy_over_rounds(runs: list[RunRecord]) -> Figure | None:
@@ -62,9 +64,10 @@ def accuracy_over(
     may_be_log: bool = False,
 ) -> Figure | None:
     """Draw test accuracy over what a run has spent; `may_be_log` allows a logarithmic axis."""
-    figure, (axes,) = panels()
+    groups = grouped(runs)
+    figure, (axes,) = panels(height=4.2 if len(groups) <= CROWD else 5.6)
     totals = []
-    for at, group in enumerate(grouped(runs)):
+    for at, group in enumerate(groups):
         xs, ys = curves(group, spent)
         if xs.size:
             style = line_style(at, xs.shape[1])
@@ -171,8 +174,8 @@ def final_densities(runs: list[RunRecord]) -> Figure:
     figure, (axes,) = panels(height=4.8)
     for at, (run, densities) in enumerate(zip(runs, final)):
         if densities:
-            style = line_style(at, 1) | {"markevery": 1}
-            xs = [names.index(name) for name in densities]
+            style = line_style(at, 1) | {"linewidth": 1.0}
+            xs = [names.index(name) + beside(at, len(runs)) for name in densities]
             axes.plot(xs, list(densities.values()), label=run.label, **style)
     axes.set(title="Density of each layer at the last round", ylabel="active weights")
     positive = [density for densities in final for density in densities.values() if density > 0]
@@ -197,11 +200,10 @@ def mask_change(runs: list[RunRecord]) -> Figure | None:
         if points:
             changed = True
             rounds, shares = zip(*points)
-            offset = 0.12 * (at - (len(runs) - 1) / 2)
-            xs = [number + offset for number in rounds]
-            colour = COLOURS[at % len(COLOURS)]
-            axes.vlines(xs, 0, shares, color=colour, linewidth=2)
-            axes.plot(xs, shares, label=run.label, **line_style(at, 1) | {"linestyle": "none", "markevery": 1})
+            xs = [number + beside(at, len(runs)) for number in rounds]
+            style = line_style(at, 1) | {"linestyle": "none"}
+            axes.vlines(xs, 0, shares, color=style["color"], linewidth=2)
+            axes.plot(xs, shares, label=run.label, **style)
     if not changed:
         return None
     last = max(record["round"] for run in runs for record in run.rounds)

@@ -14,10 +14,17 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which is too light for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's palette without its yellow, which is too light for lines on white; then darker colours of Tol's.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
+    "#882255", "#999933", "#5D3A9B", "#8C8C8C", "#7A4A1E",
+)  # fmt: skip
+Dash = str | tuple[int, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = ("-", (0, (4.0, 1.5)), (0, (5.0, 1.2, 1.2, 1.2)), (0, (1.4, 1.2)), (0, (8.0, 2.0)))
+MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", "*", ">", "h", "P", "d")
+# Widths (points) and the places of markers go round after so many runs: up to there none hides another.
+WIDEST, NARROWEST, PLACES = 3.4, 1.0, 12
+MARKED = 5
 
 SETTINGS: Any = {
     "figure.dpi": 150,
@@ -33,8 +40,6 @@ SETTINGS: Any = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
     "legend.frameon": False,
 }
 
@@ -55,13 +60,27 @@ def panels(columns: int = 1, height: float = 4.2) -> tuple[Figure, list[Axes]]:
 
 
 def line_style(at: int, points: int) -> dict[str, Any]:
-    """Return colour, dash and marker of the run at this place; markers thin out on long lines."""
+    """Return how the run at this place is drawn; no two of 780 runs have the same colour, dash and marker.
+
+    Each line is narrower than the one drawn before it, and MARKED of its points have markers at most, where that can
+    be not those of the runs beside it: lines that coincide stay visible.
+    """
+    every = max(math.ceil(points / MARKED), min(PLACES, math.ceil(points / 2)), 1)
     return {
         "color": COLOURS[at % len(COLOURS)],
         "linestyle": DASHES[at % len(DASHES)],
+        "linewidth": WIDEST - (WIDEST - NARROWEST) * (at % PLACES) / (PLACES - 1),
         "marker": MARKERS[at % len(MARKERS)],
-        "markevery": max(1, math.ceil(points / 15)),
+        "markersize": 8.0,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+        "markevery": (at % every, every),
     }
+
+
+def beside(at: int, count: int) -> float:
+    """Return how far to the side the run at this place is drawn, so that those of equal values do not hide it."""
+    return 0.8 * (at - (count - 1) / 2) / max(count, 5)
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -70,8 +89,9 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     if len(labels) < 2:
         return
     longest = max(len(label) for label in labels)
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (longest + 8))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    most = max(1, min(len(labels), int(figure.get_figwidth() * 11 / (longest + 9))))
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / most))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2)
 
 
 def whole_numbers(axes: Axes) -> None:

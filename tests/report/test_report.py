@@ -8,12 +8,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from invented_runs import write_run
+from matplotlib.colors import to_rgb
 
 from fedsparse.report import RecordError, read_runs, write_report
 from fedsparse.report.plots import PLOTS
 from fedsparse.report.records import RunRecord
-from fedsparse.report.style import styled
+from fedsparse.report.style import line_style, styled
 from fedsparse.report.table import COLUMNS, Comparison
 from fedsparse.report.units import bytes_text, count_text, percent_text, seconds_text
 
@@ -155,3 +158,33 @@ def test_units() -> None:
     ]  # fmt: skip
     assert percent_text(0.1234) == "12.3 %"
     assert {bytes_text(None), count_text(None), percent_text(None), seconds_text(None)} == {"\u2013"}
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> list[RunRecord]:
+    """Twelve runs, as many as there are methods and a few more, whose curves coincide."""
+    return read_runs([write_run(tmp_path / f"m{at}", f"m{at}", "fedtiny", 0.1, rounds=24) for at in range(12)])
+
+
+@pytest.mark.parametrize("name", list(PLOTS))
+def test_runs_that_coincide_are_all_seen(alike: list[RunRecord], name: str) -> None:
+    """Each run's colour, or one that edges blend it into, covers 20 pixels of every panel, the legend apart."""
+    with styled():
+        figure = PLOTS[name](alike)
+        assert figure is not None
+        figure.canvas.draw()
+        image = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        height = image.shape[0]
+        panel = image[int(height - box.y1) : int(height - box.y0), int(box.x0) : int(box.x1)]
+        for line in axes.get_lines():
+            colour = 255 * np.array(to_rgb(line.get_color()))
+            near = np.abs(panel - colour).max(-1) <= 12
+            assert near.sum() >= 20, line.get_label()
+
+
+def test_every_run_has_a_style_of_its_own() -> None:
+    assert len({line_style(at, 10)["color"] for at in range(12)}) == 12
+    styles = [line_style(at, 10) for at in range(100)]
+    assert len({(style["color"], str(style["linestyle"]), style["marker"]) for style in styles}) == 100
