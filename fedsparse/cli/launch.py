@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,8 +262,11 @@ def draw(runs: list[Path], folder: Path, title: str, target: float | None = None
 
 
 def show(runs: list[Path], folder: Path, title: str, target: float | None, as_json: bool) -> None:
-    """Print a comparison on standard output: JSON, or a table and where the files are."""
-    from fedsparse.report.table import Comparison, comparison_table
+    """Print a comparison on standard output: JSON, or tables as wide as the terminal and where the files are.
+
+    Where there is no terminal, and COLUMNS does not say how wide it would be, tables are 100 columns wide at most.
+    """
+    from fedsparse.report.table import Comparison, comparison_tables
 
     comparison = Comparison(read_runs(runs), target)
     if as_json:
@@ -272,11 +275,15 @@ def show(runs: list[Path], folder: Path, title: str, target: float | None, as_js
         return
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(comparison_table(comparison, title, console.width))
+    console = Console(width=shutil.get_terminal_size((100, 24)).columns)
+    console.print(title, style="bold", highlight=False)
+    for table in comparison_tables(comparison, console.width):
+        console.print(table)
     for note in comparison.notes():
-        console.print(note, highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(note, highlight=False)
+    for what, name in (("table", "comparison.md"), ("report", "report.html")):
+        if (folder / name).exists():
+            console.print(f"{what}: {folder / name}", highlight=False, soft_wrap=True)
 
 
 def show_one(result: Result, folder: Path, as_json: bool) -> None:

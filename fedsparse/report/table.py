@@ -19,12 +19,13 @@ COLUMNS = (
     "accuracy",
     "density",
     "multiply-adds (of dense)",
-    "a round",
+    "time a round",
     "peak memory",
     "bytes down",
     "bytes up",
     "bytes, to the first",
 )
+WORDS, FIRST_OF_BYTES = COLUMNS[:2], "bytes down"
 NUMBERS = ("accuracy", "perplexity", "density", "macs", "seconds_per_round", "peak_bytes", "bytes_down", "bytes_up")
 TARGET_COSTS = ("rounds", "bytes", "seconds")
 
@@ -45,7 +46,7 @@ class Comparison:
         if self._has_perplexity():
             columns.insert(3, "perplexity")
         if self.target is not None:
-            columns += [f"{what} to {percent_text(self.target)}" for what in TARGET_COSTS]
+            columns += [f"{what} to {100 * self.target:.4g} %" for what in TARGET_COSTS]
         return columns
 
     def rows(self) -> list[list[str]]:
@@ -163,23 +164,56 @@ def total_bytes(result: dict[str, Any]) -> int | None:
     return None if down is None or up is None else down + up
 
 
-def comparison_table(comparison: Comparison, title: str, width: int) -> Table:
-    """Return the rich table of runs side by side: a row a run, or a column a run where that is too wide."""
+def comparison_tables(comparison: Comparison, width: int) -> list[Table]:
+    """Return the rich tables of runs side by side, a row a run, none wider than `width` columns where that can be.
+
+    What does not fit beside the rest, the bytes and what a target took first, goes into a table of its own below.
+    """
     heads, rows = comparison.columns(), comparison.rows()
-    needed = sum(max(map(len, cells)) + 3 for cells in zip(heads, *rows)) + 1
-    if needed <= width:
-        return table_of(heads, rows, title, left=2)
-    columns = list(zip(heads, *rows))
-    return table_of(list(columns[0]), [list(cells) for cells in columns[1:]], title, left=1)
+    widths = [column_width(*cells) for cells in zip(heads, *rows)]
+    blocks = stacked(widths, heads.index(FIRST_OF_BYTES), width)
+    return [
+        table_of([heads[at] for at in block], [[row[at] for at in block] for row in rows], [widths[at] for at in block])
+        for block in blocks
+    ]
 
 
-def table_of(header: list[str], rows: list[list[str]], title: str, left: int) -> Table:
-    """Return a rich table whose first `left` columns are set to the left, the others to the right."""
+def column_width(head: str, *cells: str) -> int:
+    """Return how wide a column must be: no cell is broken, and the head between words only."""
+    return max(map(len, (*head.split(), *cells)))
+
+
+def stacked(widths: list[int], cut: int, width: int) -> list[list[int]]:
+    """Return the columns of each table: all in one where they fit, else those before `cut` and those from there on.
+
+    Each table begins with column 0, the name; what is too wide still goes on in a further one.
+    """
+
+    def needed(columns: list[int]) -> int:
+        return sum(widths[at] + 3 for at in columns) + 1
+
+    everything = list(range(len(widths)))
+    if needed(everything) <= width:
+        return [everything]
+    blocks = []
+    for part in (everything[1:cut], everything[cut:]):
+        block = [0]
+        for at in part:
+            if len(block) > 1 and needed([*block, at]) > width:
+                blocks.append(block)
+                block = [0]
+            block.append(at)
+        blocks.append(block)
+    return blocks
+
+
+def table_of(header: list[str], rows: list[list[str]], widths: list[int]) -> Table:
+    """Return a rich table of columns of these widths, words set to the left, numbers to the right."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for at, column in enumerate(header):
-        table.add_column(column, justify="left" if at < left else "right", overflow="fold")
+    table = Table(header_style="bold")
+    for head, width in zip(header, widths):
+        table.add_column(head, justify="left" if head in WORDS else "right", width=width, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

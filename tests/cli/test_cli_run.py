@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,7 @@ def test_json_is_alone_on_standard_output(here: Path, fake_loop: FakeLoop, capsy
 def test_compare_puts_measured_costs_side_by_side(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
     assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
     table = capsys.readouterr().out
-    sparse = next(line for line in table.splitlines() if "sparse" in line)
+    sparse = " ".join(line for line in table.splitlines() if line.startswith("\u2502 sparse"))
     for cell in ("fedavg", "80.0 %", "10.0 %", "200 k (10 %)", "0.25 s", "5.00 MB", "400 kB", "0.1 x"):
         assert cell in sparse
     assert (here / "runs" / "pair" / "report.html").exists()
@@ -142,15 +141,28 @@ def test_compare_as_json(here: Path, fake_loop: FakeLoop, capsys: Capture) -> No
     assert [run["macs_share"] for run in runs] == [1.0, 0.1]
 
 
-def test_a_narrow_terminal_gets_a_column_a_run(
-    here: Path, fake_loop: FakeLoop, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("columns", "tables"), [(None, 2), ("60", 4), ("100", 2), ("120", 2), ("200", 1)])
+def test_tables_fit_the_terminal_and_the_file_has_all_columns(
+    here: Path,
+    fake_loop: FakeLoop,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str | None,
+    tables: int,
 ) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "-q"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any("accuracy" in line and line.count("80.0 %") == 2 for line in lines)
-    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= 80
+    """At 100 columns, the width where there is no terminal, the bytes and the target go into a second table."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--target", "0.6", "-q"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split("\u2502")[1:-1] for line in out.splitlines() if line.startswith("\u2502 sparse")]
+    assert len(rows) == tables
+    assert max(map(len, out.splitlines())) <= int(columns or 100)
+    shown = [cell.strip() for row in rows for cell in row if cell.strip() != "sparse"]
+    written = (here / "runs" / "pair" / "comparison.md").read_text().splitlines()[-1].strip("| ").split(" | ")
+    assert shown == written[1:]
+    assert "table: runs/pair/comparison.md" in out
 
 
 def test_an_interrupted_run_keeps_its_rounds(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:

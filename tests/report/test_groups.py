@@ -64,12 +64,12 @@ def test_rows_are_means_over_seeds() -> None:
     assert first["rounds_to_target"] == {"mean": 1.5, "deviation": pytest.approx(0.5**0.5)}
     assert second["rounds_to_target"] is None
     a, b = (dict(zip(comparison.columns(), row)) for row in comparison.rows())
-    assert (a["run"], a["accuracy"], a["rounds to 50.0 %"]) == (
+    assert (a["run"], a["accuracy"], a["rounds to 50 %"]) == (
         "a (2 seeds)",
         "60.0 % \u00b1 14.1 %",
         "1.5 \u00b1 0.707",
     )
-    assert (b["run"], b["accuracy"], b["rounds to 50.0 %"]) == ("b", "40.0 %", "\u2013")
+    assert (b["run"], b["accuracy"], b["rounds to 50 %"]) == ("b", "40.0 %", "\u2013")
     assert comparison.markdown().count("\n") == 4
 
 
