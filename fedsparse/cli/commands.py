@@ -223,6 +223,8 @@ def compare(
 
     runs = launch.plan(configs, overrides or [], seed, data_dir, seeds)
     experiments = launch.experiments_of(runs)
+    if not quiet:
+        launch.tell_exceptions(runs, overrides or [])
     folder = comparison_folder(out, configs)
     outcome = launch.run_all(runs, experiments, folder, quiet)
     if outcome.folders:

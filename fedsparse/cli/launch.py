@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from fedsparse.cli.folders import RunFolder, inner_folder, locked
 from fedsparse.cli.progress import progress
 from fedsparse.cli.sinks import recording
 from fedsparse.config import Config, ConfigError, load_several
+from fedsparse.config.load import override_value
 from fedsparse.config.sentences import shown
 from fedsparse.federated.checkpoint import CheckpointError
 from fedsparse.federated.errors import RunError, StoppedError
@@ -54,6 +56,20 @@ def plan(paths: list[Path], overrides: list[str], seed: int | None, data_dir: Pa
         for s in range(first, first + seeds)
         for run in runs
     ]
+
+
+def tell_exceptions(runs: list[Planned], overrides: list[str]) -> None:
+    """Tell for which runs an override of all methods does not hold, since their tables do not have its key."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        table, _, setting = key.strip().partition(".")
+        if table == "method" and "." not in setting:
+            wanted = override_value(value.strip())
+            without = dict.fromkeys(
+                run.config.name for run in runs if getattr(run.config.method, setting, None) != wanted
+            )
+            if without:
+                print(f"{override} does not hold for {', '.join(without)}, which do not set it", file=sys.stderr)
 
 
 def experiments_of(runs: list[Planned]) -> list[Any]:

@@ -43,7 +43,9 @@ def load_several(
 ) -> list[Config]:
     """Return the checked configurations of a file that may hold several methods, as `[[method]]` tables.
 
-    Each of these makes a configuration of its own, whose name is its key `run`, or that of the method.
+    Each of these makes a configuration of its own, whose name is its key `run`, or that of the method. There an
+    override `method.key` holds for all tables that have the key, or where none has it for all tables, and
+    `method.<name>.key` for the one of that name.
     """
     tables = tables_of(path, overrides, seed, data_dir)
     methods = tables.get("method")
@@ -55,7 +57,10 @@ def load_several(
     for method in methods:
         settings = dict(method) if isinstance(method, dict) else method
         name = settings.pop("run", settings.get("name")) if isinstance(settings, dict) else None
-        configs.append(from_tables(tables | {"method": settings} | ({} if name is None else {"name": name})))
+        try:
+            configs.append(from_tables(tables | {"method": settings} | ({} if name is None else {"name": name})))
+        except ConfigError as error:
+            raise ConfigError(str(error) if name is None else f"{error}, in [[method]] {name}") from None
     return configs
 
 
@@ -151,7 +156,25 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {shown(override)} must have the form table.key=value, as in train.lr=0.1")
-    set_key(tables, parts, override_value(value.strip()), "--set")
+    methods = tables.get("method")
+    if parts[0] == "method" and len(parts) > 1 and isinstance(methods, list):
+        for method, inner in addressed(methods, parts[1:]):
+            set_key(method, inner, override_value(value.strip()), "--set")
+    else:
+        set_key(tables, parts, override_value(value.strip()), "--set")
+
+
+def addressed(methods: list[Any], parts: list[str]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Return the `[[method]]` tables for which an override holds, each with the key's path within it."""
+    named = {str(method.get("run", method.get("name"))): method for method in methods if isinstance(method, dict)}
+    if len(parts) > 1 and parts[0] in named:
+        return [(named[parts[0]], parts[1:])]
+    having = [method for method in named.values() if parts[0] in method]
+    if len(parts) > 1 and not having:
+        raise ConfigError(
+            f"--set sets method.{'.'.join(parts)}, but no [[method]] is named {parts[0]}; they are {', '.join(named)}"
+        )
+    return [(method, parts) for method in having or named.values()]
 
 
 def set_key(tables: dict[str, Any], parts: list[str], value: Any, option: str) -> None:

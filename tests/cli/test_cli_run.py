@@ -134,6 +134,48 @@ def test_one_file_holds_several_methods_and_the_table_several_seeds(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("override", "dense", "fedtiny", "told"),
+    [
+        ("method.density=0.2", 1.0, 0.2, "method.density=0.2 does not hold for dense, which do not set it\n"),
+        ("method.fedtiny.density=0.3", 1.0, 0.3, ""),
+        ("method.dense.density=0.3", 0.3, 0.1, ""),
+    ],
+)
+def test_an_override_of_several_methods(
+    here: Path, fake_loop: FakeLoop, capsys: Capture, override: str, dense: float, fedtiny: float, told: str
+) -> None:
+    """A key without the name of a run holds for the tables that have it: the dense run stays dense."""
+    (here / "both.toml").write_text(SEVERAL)
+    assert main(["compare", "both.toml", "--set", override]) == 0
+    assert [experiment.method.density for experiment in fake_loop.seen] == [dense, fedtiny]
+    lines = [line for line in capsys.readouterr().err.splitlines(keepends=True) if ": round " not in line]
+    assert "".join(lines) == told
+
+
+def test_an_override_of_a_key_that_no_method_has_holds_for_all(here: Path, fake_loop: FakeLoop) -> None:
+    (here / "both.toml").write_text(SEVERAL.replace('name = "fedavg"', 'name = "fedavg"\ndensity = 0.1'))
+    assert main(["compare", "both.toml", "--set", "method.granularity=4", "-q"]) == 0
+    assert [experiment.method.granularity for experiment in fake_loop.seen] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.fedtiny.poool=3", ["method.poool", "'pool'", "in [[method]] fedtiny"]),
+        ("method.pool=3", ["method.pool", "in [[method]] dense"]),
+        ("method.tiny.pool=3", ["no [[method]] is named tiny; they are dense, fedtiny"]),
+    ],
+)
+def test_an_override_that_a_method_has_not(here: Path, capsys: Capture, override: str, words: list[str]) -> None:
+    (here / "both.toml").write_text(SEVERAL)
+    assert main(["compare", "both.toml", "--set", override]) == 2
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    assert all(word in sentence for word in words), sentence
+    assert not (here / "runs").exists()
+
+
 def test_compare_as_json(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
     assert main(["compare", "pair/dense.toml", "pair/sparse.toml", "--format", "json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
