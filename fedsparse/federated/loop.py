@@ -89,7 +89,8 @@ class Loop:
         faults.reach("open", 0)
         method.probe(server, self.ask)
         self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
-        self.opening |= {"rejected": self._rejected, "dropped": self._dropped, "incidents": self.workers.incidents()}
+        self.opening |= {"rejected": _by_client(self._rejected), "dropped": _by_client(self._dropped)}
+        self.opening |= {"incidents": self.workers.incidents()}
         if self._trained:
             self.opening["accuracy"], _ = evaluate(server.model, experiment.test)
 
@@ -260,10 +261,15 @@ class Loop:
             "peak_bytes": max(done.peak for done in finished),
             "macs": self._macs(),
             "clients": sorted(total.clients),
-            "rejected": self._rejected,
-            "dropped": self._dropped,
+            "rejected": _by_client(self._rejected),
+            "dropped": _by_client(self._dropped),
             "incidents": self.workers.incidents(),
         }
         self.records.append(record)
         self.teller.tell(self._status(t + 1, 0, len(work)), now=t + 1 == training.rounds)
         return record
+
+
+def _by_client(entries: list[Record]) -> list[Record]:
+    """In an order that does not depend on who answered first."""
+    return sorted(entries, key=lambda entry: entry["client"])
