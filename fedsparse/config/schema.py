@@ -108,14 +108,15 @@ class Failures(Table):
     `client_deadline` are the seconds that an MPI rank may take for one client before the rank is given up,
     `round_deadline` those after which a round goes on without the clients that are not done (default: none), `quorum`
     is the share of a round's clients whose reports must be usable, `lost_clients` says whether the clients of a lost
-    rank go to another one, `server_deadline` are the seconds of silence after which workers count rank 0 as lost.
+    rank go to another one, `server_deadline` are the seconds of silence after which workers count rank 0 as lost
+    (default: 20 minutes, or twice `client_deadline` where that is more); evaluation and checkpoint must fit.
     """
 
     client_deadline: Positive = 600.0
     round_deadline: Positive | None = None
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
     lost_clients: Literal["hand over", "leave out"] = "hand over"
-    server_deadline: Positive = 3600.0
+    server_deadline: Positive | None = None
 
 
 class Checkpoints(Table):

@@ -26,20 +26,26 @@ class Failures:
     client_deadline: seconds that an MPI rank may take for one client before the rank is given up. round_deadline:
     seconds after which a round goes on without the clients that are not done. quorum: the share of a round's clients
     whose reports must be usable; at least one always. lost_clients: whether those of a lost rank go to another one.
-    server_deadline: seconds of silence after which a worker rank counts rank 0 as lost; a round's evaluation and
-    checkpoint must fit.
+    server_deadline: seconds of silence after which a worker rank counts rank 0 as lost; by default 20
+    minutes, or twice client_deadline where that is more. While rank 0 waits for clients it is not silent, so that what
+    it does alone must fit: pretraining, a method's update, the evaluation, a checkpoint.
     """
 
     client_deadline: float = 600.0
     round_deadline: float = math.inf
     quorum: float = 0.0
     lost_clients: Literal["hand over", "leave out"] = "hand over"
-    server_deadline: float = 3600.0
+    server_deadline: float | None = None
 
     def __post_init__(self) -> None:
-        deadlines = (self.client_deadline, self.round_deadline, self.server_deadline)
+        deadlines = (self.client_deadline, self.round_deadline, self.patience)
         if not (min(deadlines) > 0 and 0 <= self.quorum <= 1):
             raise ValueError(f"{self} has a deadline that is not positive, or a quorum outside 0 to 1")
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a worker rank bears rank 0's silence: `server_deadline` or its default."""
+        return max(1200.0, 2 * self.client_deadline) if self.server_deadline is None else self.server_deadline
 
 
 @dataclass(frozen=True)

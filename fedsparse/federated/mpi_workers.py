@@ -22,6 +22,7 @@ from fedsparse.federated.workers import Done, Incident, Tag, carry_out, deliver
 
 log = logging.getLogger("fedsparse")
 _ANSWER = struct.Struct("<qqdq")
+_GOES_ON = "`fedsparse resume` goes on from its last checkpoint"
 _ORDER = struct.Struct("<qqq")
 
 
@@ -49,6 +50,7 @@ class MPIWorkers:
         self.ready_by = time.monotonic() + startup
         self.orders: dict[int, Order] = {}
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)
+        self.reassured = time.monotonic()
         self._numbers = itertools.count(time.time_ns())
         self._incidents: list[Incident] = []
         self._told: set[int] = set()
@@ -76,6 +78,7 @@ class MPIWorkers:
             if not self.ranks:
                 raise StoppedError("no worker rank is left: all were killed, or silent beyond the deadline")
             self._hand_out(kind, waiting, task, round)
+            self._reassure()
             message = self.link.receive(min(0.5, max(0.0, until - time.monotonic())))
             if message is not None and (done := self._take(message)) is not None:
                 yield done
@@ -126,6 +129,16 @@ class MPIWorkers:
                 order = Order(next(self._numbers), waiting.pop(at), task, now)
                 self.link.send(rank, kind, _ORDER.pack(order.number, order.client, round) + task.encode())
                 self.orders[rank] = order
+
+    def _reassure(self) -> None:
+        """Several times within their patience, tell ranks that have no client that rank 0 waits too."""
+        now = time.monotonic()
+        if now < self.reassured + self.failures.patience / 4:
+            return
+        self.reassured = now
+        for rank in self.ranks:
+            if rank in self.ready and rank not in self.orders:
+                self.link.send(rank, Tag.WAIT, b"")
 
     def _take(self, message: Received) -> Done | None:
         """What a message from a rank amounts to; None where it answers no order that is still wanted."""
@@ -199,24 +212,29 @@ def serve(link: Link, worker: Worker, patience: float) -> None:
         message = link.receive(until - time.monotonic())
         if message is None:
             if 0 in link.lost:
-                raise StoppedError("the server's rank is lost; `fedsparse resume` goes on from its last checkpoint")
+                raise StoppedError(f"the server's rank is lost; {_GOES_ON}")
             if time.monotonic() >= until:
                 link.abandoned = True
-                raise StoppedError(f"the server was silent for {patience:g} seconds")
+                raise StoppedError(f"the server was silent for {patience:g} seconds; {_GOES_ON}")
             continue
-        until = time.monotonic() + patience
         kind = Tag(message.tag)
         if kind is Tag.STOP:
             link.send(0, Tag.STOP, b"")
             link.flush(10.0)
             return
-        if kind in (Tag.MASK, Tag.WEIGHTS, Tag.TASK):
+        if kind in (Tag.TRAIN, Tag.PERFORM):
+            answer(link, worker, kind, message.data)
+        elif kind is not Tag.WAIT:
             deliver(worker, kind, message.data)
-            continue
-        number, client, round = _ORDER.unpack_from(message.data)
-        done = carry_out(worker, kind, client, bytes(message.data[_ORDER.size :]).decode())
-        head = _ANSWER.pack(number, client, done.seconds, done.peak)
-        tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
-        faults.reach("answer", round)
-        for frame in faults.answers(head + rest, round):
-            link.send(0, tag, frame)
+        until = time.monotonic() + patience
+
+
+def answer(link: Link, worker: Worker, kind: Tag, order: memoryview) -> None:
+    """Carry out one order and send what comes of it."""
+    number, client, round = _ORDER.unpack_from(order)
+    done = carry_out(worker, kind, client, bytes(order[_ORDER.size :]).decode())
+    head = _ANSWER.pack(number, client, done.seconds, done.peak)
+    tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
+    faults.reach("answer", round)
+    for frame in faults.answers(head + rest, round):
+        link.send(0, tag, frame)

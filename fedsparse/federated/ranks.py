@@ -34,7 +34,7 @@ def run_on_ranks(
         atexit.register(link.leave)
     try:
         if link.rank:
-            serve(link, worker_of(experiment), experiment.failures.server_deadline)
+            serve(link, worker_of(experiment), experiment.failures.patience)
             return None
         samples = [len(part) for part in experiment.parts]
         workers = MPIWorkers(link, samples, experiment.failures)

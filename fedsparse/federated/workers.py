@@ -67,6 +67,7 @@ class Tag(IntEnum):
     ERROR = 7
     HELLO = 8
     STOP = 9
+    WAIT = 10
 
 
 class LocalWorkers:
