@@ -89,6 +89,14 @@ struct Kernels {
   void (*from_lines)(const Plane&, const T* lines, T* images);
 };
 
+// Rows of n floats without their zeros: a bitmap (bits.h) of what is not 0, and those values in order. Null
+// where the instruction set has no shuffle to do it with.
+struct Zeros {
+  int64_t (*count_set)(const float* x, int64_t n) = nullptr;
+  void (*compress)(const float* x, int64_t n, uint8_t* bits, float* values, int64_t kept) = nullptr;
+  void (*expand)(const uint8_t* bits, const float* values, int64_t kept, int64_t n, float* x) = nullptr;
+};
+
 struct Isa {
   const char* name;
   Kernels<float> single;
@@ -96,6 +104,7 @@ struct Isa {
   TileShape tile;
   // offsets[j] = table[cols[j]]
   void (*fill_offsets)(const int32_t* cols, const int32_t* table, int64_t count, int32_t* offsets);
+  Zeros zeros;
 };
 
 extern const Isa kIsa_portable;

@@ -12,6 +12,7 @@
 
 #include "bits.h"
 #include "check.h"
+#include "isa.h"
 
 namespace fedsparse {
 namespace {
@@ -66,6 +67,12 @@ template <typename T>
 Selection<T> select(const T* x, int64_t n, int64_t count) {
   Selection<T> chosen;
   if (count == n) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (const auto count_set = chosen_isa().zeros.count_set) {
+        chosen.kept = count_set(x, n);
+        return chosen;
+      }
+    }
     over_words(n, [&](int64_t first, int64_t size) {
       chosen.kept += std::popcount(flag_word(size, [&](int64_t i) { return magnitude(x[first + i]) != 0; }));
     });
@@ -105,6 +112,10 @@ struct Bfloat16 {
 
 template <typename T, typename Stored>
 void write_sample(const T* x, int64_t n, const Selection<T>& chosen, uint8_t* bits, Stored* values) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<Stored, float>) {
+    const auto compress = chosen_isa().zeros.compress;
+    if (chosen.threshold == 0 && compress) return compress(x, n, bits, values, chosen.kept);
+  }
   int64_t ties = chosen.ties;
   over_words(n, [&](int64_t first, int64_t count) {
     const T* at = x + first;
@@ -176,6 +187,13 @@ void read_samples(const Tensor& bits, const Tensor& values, const Tensor& starts
       const auto* flags = in_ptr<uint8_t>(bits) + b * bitmap_bytes(n);
       const auto* value = in_ptr<Stored>(values) + in_ptr<int64_t>(starts)[b];
       T* row = out_ptr<T>(x) + b * n;
+      if constexpr (std::is_same_v<T, float> && std::is_same_v<Stored, float>) {
+        if (const auto expand = chosen_isa().zeros.expand) {
+          const auto* start = in_ptr<int64_t>(starts) + b;
+          expand(flags, value, start[1] - start[0], n, row);
+          continue;
+        }
+      }
       std::fill_n(row, n, T{0});
       over_words(n, [&](int64_t first, int64_t count) {
         over_bits(read_word(flags, first, count), [&](int i) { row[first + i] = static_cast<T>(*value++); });

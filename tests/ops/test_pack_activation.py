@@ -200,3 +200,15 @@ def test_a_bitmap_that_does_not_fit_its_values_is_refused() -> None:
         RAW.unpack_activation(kept.bits, kept.values[1:], kept.starts, 40)
     with pytest.raises(RuntimeError, match=r"bits must have shape \(B, 6\)"):
         RAW.unpack_activation(kept.bits, kept.values, kept.starts, 48)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 63, 64, 65, 200])
+@pytest.mark.parametrize("kept", [0.0, 0.03, 0.5, 1.0])
+def test_nothing_is_lost_at_a_share_of_one_whatever_lies_beside(n: int, kept: float) -> None:
+    """Rows lie side by side, so that one byte too many would show in the next; the smallest number is no zero."""
+    generator = torch.Generator().manual_seed(n)
+    x = torch.where(torch.rand(5, n, generator=generator) < kept, torch.randn(5, n, generator=generator), 0.0)
+    x[2, n // 2] = 1e-45
+    packed = ops.pack_activation(x, 1.0)
+    assert torch.equal(packed.values, x[x != 0])
+    assert torch.equal(packed.unpack(), x)

@@ -3,6 +3,9 @@
 // shared with another object file could otherwise be linked in with instructions that this machine lacks.
 #include "../isa.h"
 #include "../shuffle.h"
+#if defined(__AVX2__)
+#include "zeros.h"
+#endif
 
 namespace fedsparse {
 namespace {
@@ -308,6 +311,12 @@ constexpr Kernels<T> table() {
   return {&fill_taps<T>, &gather<T>, &sample<T>, &to_lines<T>, &from_lines<T>};
 }
 
+#if defined(__AVX2__)
+constexpr Zeros kZeros{&count_set, &compress, &expand};
+#else
+constexpr Zeros kZeros{};
+#endif
+
 }  // namespace
 
 #define FEDSPARSE_JOIN(a, b) a##b
@@ -320,6 +329,7 @@ extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {
     table<float>(),
     table<double>(),
     {kTilePixels >= 16 ? 4 : kTilePixels / 2, kTilePixels >= 16 ? 4 : 2},
-    &fill_offsets};
+    &fill_offsets,
+    kZeros};
 
 }  // namespace fedsparse
