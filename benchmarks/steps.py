@@ -6,9 +6,8 @@
 A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "dense NCHW"
 and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
 multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in which
-16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer; "sparse, recompute"
-keeps no input of a norm. Layer densities are
-uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
+16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer; "sparse, lossless"
+keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities are uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
 steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is busy
 for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and the
 optimizer's state ("step"), and that state with the model ("held").
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from benchmarks.results import Row, header, write_csv
 from fedsparse import models
 from fedsparse.federated.meter import live_bytes, model_bytes, peak_bytes, reset_peak
-from fedsparse.nn import prunable, recompute_norm_inputs, sparsify, use_region
+from fedsparse.nn import pack_relu_outputs, prunable, recompute_norm_inputs, sparsify, use_region
 from fedsparse.optim import SGD
 from fedsparse.pruning import masks_from_scores, score
 
@@ -49,6 +48,7 @@ class Contender:
     masks: dict[str, Tensor] = field(default_factory=dict)
     region: bool = False
     recompute: bool = False
+    lossless: bool = False
     times: list[float] = field(default_factory=list)
     peak: int = 0
 
@@ -62,7 +62,7 @@ class Contender:
         with torch.no_grad():
             for weight, mask in weights:
                 weight.mul_(mask)
-        with use_region(self.region), recompute_norm_inputs(self.recompute):
+        with use_region(self.region), recompute_norm_inputs(self.recompute), pack_relu_outputs(self.lossless):
             logits = self.model(self.images)
             F.cross_entropy(logits, self.labels).backward()
         for weight, mask in weights:
@@ -121,7 +121,9 @@ def contenders(dense: nn.Module, density: float | None, distribution: str, batch
             masked(single),
             sparse("sparse, NCHW", single),
             sparse("sparse", single, region=True),
+            sparse("sparse, lossless", single, region=True, lossless=True),
             sparse("sparse, recompute", single, region=True, recompute=True),
+            sparse("sparse, lossless and recompute", single, region=True, recompute=True, lossless=True),
         ],
         [masked(strips), sparse("sparse V16", strips, 16, region=True)],
     ]

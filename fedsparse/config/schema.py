@@ -73,7 +73,8 @@ class Train(Table):
     `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
     server's model to the next. `clients_per_round` is all clients unless given; what a method's paper says of epochs,
     batch size or optimizer replaces the defaults here (`fedsparse list methods`). With `recompute`, norms after sparse
-    convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits.
+    convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits. With
+    `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -90,6 +91,7 @@ class Train(Table):
     pretrain_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     recompute: bool = False
+    lossless: bool = False
 
 
 class Wire(Table):

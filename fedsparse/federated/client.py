@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
-from fedsparse.nn import SparseLayer, recompute_norm_inputs
+from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.walk import parameters_of
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
@@ -31,7 +31,8 @@ class Training:
     with "cosine" also times (1 + cos(pi t / T)) / 2; proximal: mu of FedProx (Li et al., MLSys 2020), which adds
     mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
     round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
-    the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits.
+    the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
+    lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits.
     """
 
     rounds: int = 10
@@ -48,6 +49,7 @@ class Training:
     eval_every: int = 1
     augment: bool = False
     recompute: bool = False
+    lossless: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every"):
@@ -137,6 +139,11 @@ class Client:
         if layer.values in self.anchor:
             self.anchor[layer.values] = move.apply(self.anchor[layer.values])
 
+    def keep_less(self) -> None:
+        """Until the round's end keep for backward passes what `training` says: `lossless`, `recompute`."""
+        self.contexts.enter_context(pack_relu_outputs(self.training.lossless))
+        self.contexts.enter_context(recompute_norm_inputs(self.training.recompute))
+
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""
         for parameter, start in self.anchor.items():
@@ -164,7 +171,7 @@ def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.model.train()
     with client.contexts:
-        client.contexts.enter_context(recompute_norm_inputs(client.training.recompute))
+        client.keep_less()
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses, seen = 0.0, 0

@@ -4,9 +4,9 @@ import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocke
 from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
+from fedsparse.nn.kept import pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.norms import batch_norms, refresh_norms
-from fedsparse.nn.recompute import recompute_norm_inputs
 from fedsparse.nn.region import Blocked, use_region
 from fedsparse.nn.scaled_pruning import prune_activations
 
@@ -22,6 +22,7 @@ __all__ = [
     "collect_growth",
     "densify",
     "explain",
+    "pack_relu_outputs",
     "prunable",
     "prune_activations",
     "recompute_norm_inputs",

@@ -6,14 +6,14 @@ size does, and `set_topology` returns the `Move` by which optimizer state follow
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.recompute import recomputes
+from fedsparse.nn.activation_store import Store, packed, pruned_saves
+from fedsparse.nn.kept import packs, recomputes
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.dispatch import LINEAR, Choice, choose, pass_of
@@ -23,6 +23,7 @@ from fedsparse.topology import Move, Topology
 _INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
 _PASSES = {"forward": "product", "input gradient": "transposed", "weight gradient": "sampled"}
 _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
+LOSSLESS = Store(1.0)
 _TRANSPOSED = ("t_indptr", "t_cols", "t_perm")
 
 
@@ -221,13 +222,24 @@ class SparseConv2d(SparseLayer):
             x = as_tensor(x)
             return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
         x = enter(x, self)
-        run = self._on_blocks(x.blocks, x.batch)
-        return Blocked(self, x.batch, run(), again=_again(run, self.values) if recomputes() else None)
+        blocks, run = x.blocks, self._on_blocks(x.batch)
+        source: Callable[[], Tensor] = lambda: blocks  # noqa: E731
+        if packs() and x.rectified and self.values.requires_grad:
+            source = packed(blocks, LOSSLESS).unpack
+            with pruned_saves(blocks, LOSSLESS):
+                y = run(blocks)
+        else:
+            y = run(blocks)
+        return Blocked(self, x.batch, y, again=_again(lambda: run(source()), self.values) if recomputes() else None)
 
-    def _on_blocks(self, blocks: Tensor, batch: int) -> Callable[[], Tensor]:
-        """The layer on blocks of images, to be run now or once more with the mask of now."""
-        values, bias, geometry = self.values, self.bias, (self.stride, self.padding, self.dilation)
-        return partial(blocked_conv2d, values, self.topology, blocks, batch, bias, *geometry)
+    def _on_blocks(self, batch: int) -> Callable[[Tensor], Tensor]:
+        """The layer with the mask of now, as a function of blocks of images."""
+        values, bias, topology = self.values, self.bias, self.topology
+
+        def run(blocks: Tensor) -> Tensor:
+            return blocked_conv2d(values, topology, blocks, batch, bias, self.stride, self.padding, self.dilation)
+
+        return run
 
     @property
     def family(self) -> str:

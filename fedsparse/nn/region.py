@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import ops
-from fedsparse.nn.recompute import Again
+from fedsparse.nn.kept import Again
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
 
 _wish: bool | None = None
@@ -63,8 +63,9 @@ class Blocked:
         residual: Tensor | None = None,
         like: "Blocked | None" = None,
         again: Again | None = None,
+        rectified: bool = False,
     ) -> None:
-        self.member, self.batch, self.again = member, batch, again
+        self.member, self.batch, self.again, self.rectified = member, batch, again, rectified
         self._blocks, self._norm, self._residual = blocks, norm, residual
         self._recorded = torch.is_grad_enabled()
         known: Any = blocks if like is None else like
@@ -90,7 +91,8 @@ class Blocked:
 
     def relu(self) -> "Blocked":
         """max(x, 0), in one kernel with a norm that waits."""
-        return self.with_blocks(self._run(relu=True) if self._waits else torch.relu(self.blocks))
+        blocks = self._run(relu=True) if self._waits else torch.relu(self.blocks)
+        return Blocked(self.member, self.batch, blocks, rectified=True)
 
     def plus(self, other: "Blocked") -> "Blocked":
         """The sum of two of equal shape; a norm that waits takes the other as its residual."""
@@ -108,7 +110,7 @@ class Blocked:
         if isinstance(other, Tensor):
             other = self.with_blocks(to_blocked(other))
         self._blocks, self._norm, self._residual = other._blocks, other._norm, other._residual
-        self._recorded, self.again = other._recorded, other.again
+        self._recorded, self.again, self.rectified = other._recorded, other.again, other.rectified
         return self
 
     def tensor(self) -> Tensor:

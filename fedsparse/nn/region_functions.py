@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.nn.recompute import kept_as
+from fedsparse.nn.kept import kept_as, packs
 from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler
 from fedsparse.ops import blocked_norm, blocked_pool
 from fedsparse.ops.blocked import to_blocked
@@ -126,7 +126,7 @@ def _batch_norm(
     def fused(residual: Tensor | None, relu: bool) -> Tensor:
         with kept_as(blocks, again):
             return blocked_norm.batch_norm(
-                blocks, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu
+                blocks, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu, bits=packs()
             )
 
     return _waiting(x, fused)
@@ -150,7 +150,9 @@ def _group_norm(
 
     def fused(residual: Tensor | None, relu: bool) -> Tensor:
         with kept_as(blocks, again):
-            return blocked_norm.group_norm(blocks, weight, bias, mean, rstd, batch, residual=residual, relu=relu)
+            return blocked_norm.group_norm(
+                blocks, weight, bias, mean, rstd, batch, residual=residual, relu=relu, bits=packs()
+            )
 
     return _waiting(x, fused)
 

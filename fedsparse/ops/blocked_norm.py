@@ -18,6 +18,7 @@ norm's ReLU and, for an addition, as much; but lanes without an image are kept h
 (C++, float32 and float64).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -85,25 +86,29 @@ class BatchNorm(torch.autograd.Function):
         relu: bool,
         training: bool,
         batch: int,
+        bits: bool,
     ) -> Tensor:
         """Arguments as in `batch_norm`."""
         ctx.relu, ctx.training, ctx.batch = relu, training, batch
         scale = rstd if weight is None else weight * rstd
         shift = -mean * scale if bias is None else bias - mean * scale
         y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, y if relu and residual is not None else None)
+        out = y if relu and residual is not None else None
+        ctx.save_for_backward(x, weight, bias, mean, rstd, *_kept_of(out, bits))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
-        x, weight, bias, mean, rstd, y = ctx.saved_tensors
+        x, weight, bias, mean, rstd, y, flags = ctx.saved_tensors
+        relu = ctx.relu and flags is None
+        gy = gy if flags is None else torch.ops.fedsparse.relu_gradient(gy, flags)
         weight, bias = _affine(weight, bias, x)
         dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_batch_norm_backward(
-            gy, x, mean, rstd, weight, bias, y, ctx.relu, ctx.training, ctx.batch
+            gy, x, mean, rstd, weight, bias, y, relu, ctx.training, ctx.batch
         )
-        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 5
+        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 6
 
 
 class GroupNorm(torch.autograd.Function):
@@ -120,6 +125,7 @@ class GroupNorm(torch.autograd.Function):
         rstd: Tensor,
         relu: bool,
         batch: int,
+        bits: bool,
     ) -> Tensor:
         """Arguments as in `group_norm`."""
         ctx.relu, ctx.batch = relu, batch
@@ -129,19 +135,29 @@ class GroupNorm(torch.autograd.Function):
         scale = scale if weight is None else scale * weight[:, None]
         shift = shift * scale if bias is None else bias[:, None] + shift * scale
         y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, y if relu and residual is not None else None)
+        out = y if relu and residual is not None else None
+        ctx.save_for_backward(x, weight, bias, mean, rstd, *_kept_of(out, bits))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
-        x, weight, bias, mean, rstd, y = ctx.saved_tensors
+        x, weight, bias, mean, rstd, y, flags = ctx.saved_tensors
+        relu = ctx.relu and flags is None
+        gy = gy if flags is None else torch.ops.fedsparse.relu_gradient(gy, flags)
         weight, bias = _affine(weight, bias, x)
         dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_group_norm_backward(
-            gy, x, mean, rstd, weight, bias, y, ctx.relu, ctx.batch
+            gy, x, mean, rstd, weight, bias, y, relu, ctx.batch
         )
-        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 4
+        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 5
+
+
+def _kept_of(y: Tensor | None, bits: bool) -> tuple[Tensor | None, Tensor | None]:
+    """What the gradient of ReLU is made of, where x does not tell: its output, or a bit an element."""
+    if y is None or not bits:
+        return y, None
+    return None, torch.ops.fedsparse.relu_bits(y, math.inf)
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,14 +199,16 @@ def batch_norm(
     training: bool,
     residual: Tensor | None = None,
     relu: bool = False,
+    bits: bool = False,
 ) -> Tensor:
     """relu(z * weight + bias + residual), differentiable in x, weight, bias and residual.
 
     Shapes: x, residual, y [blocks, C, H, W, L] with `batch` images; weight, bias, mean, rstd [C]. With `training`, mean
-    and rstd are those of x, and its gradient runs through them too.
+    and rstd are those of x, and its gradient runs through them too. With `bits`, one bit an element is kept for a ReLU
+    after a residual, not y.
     """
     _check_norm("batch_norm", x, batch, residual)
-    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch)
+    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch, bits)
 
 
 def group_norm(
@@ -203,10 +221,11 @@ def group_norm(
     *,
     residual: Tensor | None = None,
     relu: bool = False,
+    bits: bool = False,
 ) -> Tensor:
     """The same with statistics of x by image and group: mean, rstd [blocks, groups, L]."""
     _check_norm("group_norm", x, batch, residual)
-    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch)
+    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch, bits)
 
 
 def _check_norm(op: str, x: Tensor, batch: int, residual: Tensor | None) -> None:

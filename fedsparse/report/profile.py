@@ -14,7 +14,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from fedsparse.federated.client import Client, iterate
 from fedsparse.federated.loop import Loop
 from fedsparse.federated.meter import live_bytes
 from fedsparse.federated.method import Method
-from fedsparse.nn import SparseLayer, recompute_norm_inputs
+from fedsparse.nn import SparseLayer
 from fedsparse.nn.walk import buffers_of, parameters_of
 from fedsparse.report.step_recorder import LayerCost, Moment, StepRecorder, leaves
 
@@ -109,11 +109,10 @@ def _profile(
     x, y = experiment.train.batch(index[: experiment.training.batch_size])
     gc.collect()
     before = live_bytes()
-    training = replace(experiment.training, recompute=experiment.training.recompute and bool(masks == 0))
-    client = Client(0, 0, experiment.seed, build(), experiment.train, index, training)
+    client = Client(0, 0, experiment.seed, build(), experiment.train, index, experiment.training)
     client.model.train()
     with client.contexts:
-        client.contexts.enter_context(recompute_norm_inputs(training.recompute))
+        client.keep_less()
         method.begin(client)
         iterate(client, method, x, y)  # makes the optimizer's state and whatever else is made once
         times = []

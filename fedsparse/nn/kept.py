@@ -1,4 +1,4 @@
-"""Norms of the blocked region that compute their input again instead of keeping it."""
+"""What the blocked region keeps for the backward pass: all, no input of a norm, outputs of ReLU without their zeros."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 _recomputes = False
+_packs = False
 Again = Callable[[], Tensor]
 """Computes blocks once more."""
 
@@ -32,6 +33,26 @@ def recompute_norm_inputs(wanted: bool = True) -> Iterator[None]:
 def recomputes() -> bool:
     """Whether `recompute_norm_inputs` is in force and gradients are."""
     return _recomputes and torch.is_grad_enabled()
+
+
+@contextmanager
+def pack_relu_outputs(wanted: bool = True) -> Iterator[None]:
+    """Within the context a sparse convolution of the region keeps an output of ReLU as a bitmap and its nonzero values.
+
+    Nothing is lost: the backward pass unpacks it, bit for bit. A norm with an addition and a ReLU keeps one bit an
+    element for that ReLU, not its output. What else keeps the output, as a dense layer does, keeps it as it is.
+    """
+    global _packs
+    before, _packs = _packs, wanted
+    try:
+        yield
+    finally:
+        _packs = before
+
+
+def packs() -> bool:
+    """Whether `pack_relu_outputs` is in force and gradients are."""
+    return _packs and torch.is_grad_enabled()
 
 
 @contextmanager
