@@ -5,9 +5,10 @@
 
 A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "dense NCHW"
 and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
-multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in which
-16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer; "sparse, lossless"
-keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities are uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
+multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in
+which 16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer; "sparse,
+lossless" keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities are
+uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
 steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is busy
 for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and the
 optimizer's state ("step"), and that state with the model ("held").
