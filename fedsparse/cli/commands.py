@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -216,23 +217,27 @@ def compare(
 ) -> int:
     """Run several methods side by side.
 
-    They share the seeds, the data, the split and the sampled clients.
+    They share the seeds, the data, the split and the sampled clients. Given again with the --out of a comparison that
+    was stopped, it goes on: complete runs are kept, the others resumed.
     """
     from fedsparse.cli import launch
-    from fedsparse.cli.folders import comparison_folder
+    from fedsparse.cli.continuing import folder_of
 
     runs = launch.plan(configs, overrides or [], seed, data_dir, seeds)
     experiments = launch.experiments_of(runs)
     if not quiet:
         launch.tell_exceptions(runs, overrides or [])
-    folder = comparison_folder(out, configs)
+    folder = folder_of(out, configs, {run.folder: run.config for run in runs})
     outcome = launch.run_all(runs, experiments, folder, quiet)
     if outcome.folders:
         launch.draw(outcome.folders, folder.path, folder.path.name, target)
         launch.show(outcome.folders, folder.path, folder.path.name, target, format is Format.json)
     if outcome.failures:
         raise CommandError("; ".join(outcome.failures), FAILED)
-    return 0 if outcome.complete else INTERRUPTED
+    if not outcome.complete:
+        print(f"interrupted: the same command with --out {folder.path} goes on", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 @app.command()

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsparse.cli.continuing import is_complete, run_folder_in
 from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sentence
-from fedsparse.cli.folders import RunFolder, inner_folder, locked
+from fedsparse.cli.folders import RunFolder, locked
 from fedsparse.cli.progress import progress
 from fedsparse.cli.sinks import recording
 from fedsparse.config import Config, ConfigError, load_several
@@ -246,27 +247,40 @@ class Outcome:
 def run_all(runs: list[Planned], experiments: list[Any], outer: RunFolder, quiet: bool) -> Outcome:
     """Run one experiment after the other, each into its folder.
 
-    A run that fails, as by diverging, is noted and the next goes on; one that was interrupted is the last. Where none
-    left a record, the outer folder is removed.
+    In a folder of this comparison that was stopped, complete runs stay as they are and others go on from their last
+    checkpoint. A run that fails, as by diverging, is noted and the next goes on; one that was interrupted is the last.
+    Where none left a record, the outer folder is removed.
     """
     outcome = Outcome()
-    try:
-        for run, experiment in zip(runs, experiments):
-            folder = inner_folder(outer, run.folder)
-            try:
-                outcome.complete = execute(run.config, experiment, folder, quiet)["status"] == "complete"
-            except StoppedError:
-                raise
-            except RunError as error:
-                outcome.failures.append(f"{run.folder}: {error}")
-            if folder.path.exists():
-                outcome.folders.append(folder.path)
-            if not outcome.complete:
-                break
-    finally:
-        if outer.path.exists() and not any(outer.path.iterdir()):
-            outer.discard()
+    with locked(outer.path):
+        try:
+            for run, experiment in zip(runs, experiments):
+                run_one(run, experiment, outer, quiet, outcome)
+                if not outcome.complete:
+                    break
+        finally:
+            if not any(child.is_dir() for child in outer.path.iterdir()):
+                outer.discard()
     return outcome
+
+
+def run_one(run: Planned, experiment: Any, outer: RunFolder, quiet: bool, outcome: Outcome) -> None:
+    """Run one experiment of a comparison, or the rest of it, and note what became of it."""
+    folder = run_folder_in(outer, run.folder)
+    if is_complete(folder.path):
+        outcome.folders.append(folder.path)
+        if not quiet:
+            print(f"{run.folder}: complete already", file=sys.stderr)
+        return
+    try:
+        start = checkpoint_of(run.config, experiment, folder.path, None) if folder.old else None
+        outcome.complete = execute(run.config, experiment, folder, quiet, start)["status"] == "complete"
+    except StoppedError:
+        raise
+    except RunError as error:
+        outcome.failures.append(f"{run.folder}: {error}")
+    if folder.path.exists():
+        outcome.folders.append(folder.path)
 
 
 def draw(runs: list[Path], folder: Path, title: str, target: float | None = None) -> Path | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,61 @@ def test_what_is_no_run_is_not_resumed(folder: Path, environment: dict[str, str]
     )
     assert done.returncode == 2
     assert done.stderr == "error: empty holds no config.json, so it is no run's folder\n"
+
+
+KILLED = """
+name = "{name}"
+[data]
+train_limit = 100
+[partition]
+clients = 3
+[model]
+width = 0.25
+[train]
+rounds = {rounds}
+{methods}
+"""
+FIRST = '[method]\nname = "fedavg"\n'
+OTHERS = "".join(
+    f'[[method]]\nname = "{name}"\ndensity = 0.3\ninterval = 1\n' for name in ("fedtiny", "feddst")
+)  # fmt: skip
+
+
+def table_without_seconds(text: str) -> list[dict[str, Any]]:
+    """The rows of the comparison but for their times."""
+    rows = json.loads(text)["table"]
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+def test_a_killed_comparison_goes_on_to_the_same_table(tmp_path: Path, environment: dict[str, str]) -> None:
+    """SIGKILL in round 2, which only the second file's runs have: dense is complete, fedtiny cut, feddst not begun."""
+    (tmp_path / "a.toml").write_text(KILLED.format(name="dense", rounds=2, methods=FIRST))
+    (tmp_path / "b.toml").write_text(KILLED.format(name="others", rounds=4, methods=OTHERS))
+
+    def compare(out: str, *more: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("compare", "a.toml", "b.toml", "--out", out, "--target", "0.1", "--format", "json", *more),
+            cwd=tmp_path, env=environment | {"FEDSPARSE_FAULT": fault}, capture_output=True, text=True, timeout=200,
+            check=False,
+        )  # fmt: skip
+
+    whole = compare("whole")
+    assert whole.returncode == 0, whole.stderr
+    assert compare("cut", fault="0:2:update:kill").returncode == -9
+    cut = tmp_path / "cut"
+    assert (cut / "dense" / "result.json").exists()
+    assert not (cut / "fedtiny" / "result.json").exists()
+    assert not (cut / "feddst").exists()
+    before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    refused = compare("cut", "--set", "method.density=0.2")
+    assert refused.returncode == 2
+    assert "--out cut holds another comparison: dense.method.density is 0.2 but was 1.0 there" in refused.stderr
+    assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
+    again = compare("cut")
+    assert again.returncode == 0, again.stderr
+    told = [line.partition("  ")[0] for line in again.stderr.splitlines()]
+    assert told == [
+        "dense: complete already", "fedtiny: round 3/4", "fedtiny: round 4/4",
+        *(f"feddst: round {t}/4" for t in (1, 2, 3, 4)),
+    ]  # fmt: skip
+    assert table_without_seconds(again.stdout) == table_without_seconds(whole.stdout)
