@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fedsparse.federated import coordinates, exchange
-from fedsparse.federated.growth import growth_batches
+from fedsparse.federated.growth import Batches, growth_batches
 from fedsparse.federated.masked_method import MaskedMethod
 from fedsparse.federated.method import Sections
 from fedsparse.nn import sparse_layers
@@ -76,11 +76,12 @@ class ClientMasksMethod(MaskedMethod, ABC):
         if counts and epochs == min(int(self.adjust_after * total + 1e-9), total - 1):
             self.adjust(client, counts)
 
-    def last_batches(self, client: Client) -> list[tuple[Tensor, Tensor]]:
+    def last_batches(self, client: Client) -> Batches:
         """The minibatch trained on last, and others where `growth_batches` asks for them or none was trained on yet."""
-        if self.growth_batches == 0 or client.batch is None:
+        last = client.batch
+        if self.growth_batches == 0 or last is None:
             return growth_batches(client, self.growth_batches)
-        return [client.batch, *islice(client.batches("growth"), self.growth_batches - 1)]
+        return lambda: chain([last], islice(client.batches("growth"), self.growth_batches - 1))
 
     def report(self, client: Client) -> dict[str, Section]:
         """Weights and norm statistics; in an adjustment round also the client's mask."""

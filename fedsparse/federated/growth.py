@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,39 +12,99 @@ from torch import Tensor, nn
 from fedsparse.federated import exchange
 from fedsparse.federated.method import Method
 from fedsparse.federated.validate import UpdateError
-from fedsparse.nn import Growth, collect_growth, sparse_layers
+from fedsparse.nn import (
+    Growth,
+    SparseLayer,
+    collect_growth,
+    largest_inactive,
+    sparse_layers,
+    visit_gradients,
+)
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
 
 Batch = tuple[Tensor, Tensor]
+Batches = Callable[[], Iterator[Batch]]
+"""Makes a new pass over the same minibatches at each call."""
 
 
 def find_growth(
     client: Client,
     method: Method,
     counts: Mapping[str, int],
-    batches: Sequence[Batch],
+    batches: Batches,
     directions: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Growth]:
-    """The `counts[name]` inactive groups a layer of largest |gradient| of the method's loss on all `batches` at once.
+    """The `counts[name]` inactive groups a layer of largest |gradient| of the method's loss, its mean over `batches`.
 
-    directions: as `nn.collect_growth` takes them. One forward and backward pass in the model's present mode that leaves
-    no trace: no gradients, and the norm statistics as they were.
+    directions: as `nn.collect_growth` takes them. Passes in the model's present mode that leave no trace: no gradients,
+    and the norm statistics as they were. Of one minibatch no dense gradient is held. Of several, one minibatch at a
+    time, those of some layers are summed, together at most as large as the largest layer's, and each such portion of
+    the layers takes a pass over the data; batch norm uses each minibatch's own statistics, as in training.
     """
     statistics = exchange.buffers(client.model)
-    x, y = (torch.cat(parts) for parts in zip(*batches))
     client.optimizer.zero_grad(set_to_none=True)
-    with collect_growth(sparse_layers(client.model), counts, directions) as found:
-        method.loss(client, client.model(x), y).backward()
+    (x, y), *others = islice(batches(), 2)
+    if others:
+        found = _find_over_batches(client, method, counts, batches, directions)
+    else:
+        with collect_growth(sparse_layers(client.model), counts, directions) as found:
+            method.loss(client, client.model(x), y).backward()
     client.optimizer.zero_grad(set_to_none=True)
     exchange.load_buffers(client.model, statistics)
     return found
 
 
-def growth_batches(client: Client, count: int) -> list[Batch]:
+def _find_over_batches(
+    client: Client,
+    method: Method,
+    counts: Mapping[str, int],
+    batches: Batches,
+    directions: Mapping[str, Tensor] | None,
+) -> dict[str, Growth]:
+    layers = {name: layer for name, layer in sparse_layers(client.model).items() if name in counts}
+    found = {}
+    for names in portions({name: layer.topology.numel for name, layer in layers.items()}):
+        for name, gradient in _mean_gradients(client, method, {name: layers[name] for name in names}, batches).items():
+            direction = None if directions is None else directions[name]
+            found[name] = largest_inactive(layers[name], gradient, counts[name], direction)
+    return found
+
+
+def _mean_gradients(
+    client: Client, method: Method, layers: Mapping[str, SparseLayer], batches: Batches
+) -> dict[str, Tensor]:
+    """The dense gradient of each layer of the mean loss over all targets of the batches."""
+    sums: dict[str, Tensor] = {}
+    targets = 0
+
+    def add(name: str, gradient: Tensor) -> None:
+        sums[name] = sums[name].add_(gradient) if name in sums else gradient
+
+    with visit_gradients(layers, add):
+        for x, y in batches():
+            (method.loss(client, client.model(x), y) * y.numel()).backward()
+            targets += y.numel()
+    return {name: gradient.div_(targets) for name, gradient in sums.items()}
+
+
+def portions(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Consecutive names in lists whose sizes add up to at most the largest size."""
+    limit = held = max(sizes.values(), default=0)
+    lists: list[list[str]] = []
+    for name, size in sizes.items():
+        if held + size > limit:
+            lists.append([])
+            held = 0
+        lists[-1].append(name)
+        held += size
+    return lists
+
+
+def growth_batches(client: Client, count: int) -> Batches:
     """The first `count` minibatches of a pass over the client's data; all of them where it is 0."""
-    return list(islice(client.batches("growth"), count or None))
+    return lambda: islice(client.batches("growth"), count or None)
 
 
 def join_groups(model: nn.Module, groups: Mapping[str, Tensor]) -> Tensor:

@@ -29,8 +29,8 @@ class ServerGrowthMethod(PruningMethod, ABC):
     """In adjustment rounds every client reports the a_l inactive groups of largest |gradient| of each layer.
 
     interval dT and last T_end: adjustment rounds are t % dT == 0, 0 < t <= T_end. decay: of c(t) from 1 to 0 along
-    them. growth_batches: minibatches of the gradient, looked at together; 0 for all of the client's. The gradient is
-    that of the locally trained model.
+    them. growth_batches: minibatches of the gradient, which is that of the mean loss over them (see `find_growth`); 0
+    for all of the client's. The gradient is that of the locally trained model.
     """
 
     sends_gradients: ClassVar[bool] = True

@@ -14,8 +14,8 @@ of activations is taken in each sample (`ops.pack_activation`). The paper leaves
 the round, and lr_0 is that of round 0, times `extrusion_lr`. Since p(b) (2 sigmoid(||w_low||) - 1) < 1, the raised rate
 acts where the run's schedule has fallen (`lr_decay`, "cosine"), or with extrusion_lr > 1; with a constant rate and the
 default of 1 extrusion is the penalty alone. b counts the iterations done, so p = 1 at the first; ||w_low|| is over all
-layers. A device's growth gradient is that of its locally trained model, computed from pruned activations, on
-`growth_batches` batches at once. gamma = 0.5 is that of the authors' published code, not of the paper.
+layers. A device's growth gradient is that of its locally trained model, computed from pruned activations, over
+`growth_batches` batches. gamma = 0.5 is that of the authors' published code, not of the paper.
 """
 
 from __future__ import annotations

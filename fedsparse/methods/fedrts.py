@@ -6,7 +6,7 @@ mask is a sample from the posteriors. E, B and lr of `training` are the paper's,
 
 Departures: none known in the rule. With granularity V the posteriors are of groups. A layer with fewer than k_l
 inactive weights is asked for as many. After the last adjustment the posteriors are no longer updated, since nothing
-reads them. A client's gradient is that of its locally trained model, on `growth_batches` batches at once.
+reads them. A client's gradient is that of its locally trained model, over `growth_batches` batches.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Departures: the candidates' layer densities are ours (the paper leaves them open
 `distribution`, candidate c > 0 those times exp(u), u uniform in [-spread, spread] a layer, scaled to the same total;
 their weights are the largest |w| of the server's initial model. At least 4 candidates. Blocks are contiguous runs of
 the prunable layers, as equal in number as can be. The server is not pretrained unless the run has a public share of
-data. A device's gradient is that of its locally trained model, on `growth_batches` batches at once.
+data. A device's gradient is that of its locally trained model, over `growth_batches` batches.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocked)
 from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
-from fedsparse.nn.growth import Growth, add_gradients, collect_growth, visit_gradients
+from fedsparse.nn.growth import Growth, add_gradients, collect_growth, largest_inactive, visit_gradients
 from fedsparse.nn.kept import pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.norms import batch_norms, refresh_norms
@@ -22,6 +22,7 @@ __all__ = [
     "collect_growth",
     "densify",
     "explain",
+    "largest_inactive",
     "pack_relu_outputs",
     "prunable",
     "prune_activations",

@@ -32,6 +32,11 @@ class Growth:
         return Growth(self.groups[chosen], self.gradients[chosen])
 
 
+def largest_inactive(layer: SparseLayer, gradient: Tensor, count: int, direction: Tensor | None = None) -> Growth:
+    """The `count` candidates of a layer by a gradient of the weight's dense shape; direction: as `collect_growth`'s."""
+    return Growth(*ops.grow_scores_of_gradient(gradient, layer.topology, count, direction))
+
+
 @contextmanager
 def collect_growth(
     layers: Mapping[str, nn.Module], counts: Mapping[str, int], directions: Mapping[str, Tensor] | None = None

@@ -9,7 +9,7 @@ serves other devices. No gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,19 +104,42 @@ def grow_scores(
     single = isinstance(x, Tensor) and isinstance(gy, Tensor)
     uses: list[tuple[Tensor, Tensor]] = list(zip([x], [gy])) if single else list(zip(x, gy, strict=True))  # type: ignore[list-item]
     for one, its in uses:
-        _check(one, its, topology, count)
+        _check(one, its, topology)
+    geometry = [pair("grow_scores", n, s, m) for n, s, m in (("stride", stride, 1), ("padding", padding, 0))]
+    geometry.append(pair("grow_scores", "dilation", dilation, 1))
+    return _best_of_tiles(lambda rows: _rows_of_gradient(uses, rows, topology, geometry), topology, count, direction)
+
+
+def grow_scores_of_gradient(
+    gradient: Tensor, topology: Topology, count: int, direction: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `grow_scores`, of a dense gradient that is there already, as where it was summed over minibatches.
+
+    gradient: of the weight's shape, inactive places too. The other arguments, the result and the errors are those of
+    `grow_scores`.
+    """
+    if tuple(gradient.shape) != tuple(topology.shape):
+        raise ValueError(
+            f"grow_scores_of_gradient: gradient must have shape {tuple(topology.shape)}, not {tuple(gradient.shape)}."
+        )
+    return _best_of_tiles(lambda rows: gradient[rows].flatten(1), topology, count, direction)
+
+
+def _best_of_tiles(
+    rows_of_gradient: Callable[[slice], Tensor], topology: Topology, count: int, direction: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if direction is not None and tuple(direction.shape) != tuple(topology.shape):
         raise ValueError(
             f"grow_scores: direction must have shape {tuple(topology.shape)}, not {tuple(direction.shape)}."
         )
-    geometry = [pair("grow_scores", n, s, m) for n, s, m in (("stride", stride, 1), ("padding", padding, 0))]
-    geometry.append(pair("grow_scores", "dilation", dilation, 1))
+    if count < 0:
+        raise ValueError(f"grow_scores: count must be at least 0, not {count}.")
     V, width = topology.granularity, math.prod(topology.shape[1:])
     step = max(1, TILE // max(1, width * V)) * V
     best = _nothing(min(count, (topology.numel - topology.nnz) // V), V, topology.device)
     for start in range(0, topology.rows, step):
         stop = min(start + step, topology.rows)
-        tile = _rows_of_gradient(uses, slice(start, stop), topology, geometry)
+        tile = rows_of_gradient(slice(start, stop))
         along = None if direction is None else direction[start:stop].reshape(tile.shape).to(tile)
         best = _merged(tile, topology, start, along, best)
         if bool(best.scores.isnan().any()):
@@ -164,7 +187,7 @@ def _of_one_use(x: Tensor, gy: Tensor, rows: slice, topology: Topology, geometry
     )[1].flatten(1)
 
 
-def _check(x: Tensor, gy: Tensor, topology: Topology, count: int) -> None:
+def _check(x: Tensor, gy: Tensor, topology: Topology) -> None:
     dims = len(topology.shape)
     check_operand("grow_scores", "x", x, dims, x)
     check_operand("grow_scores", "gy", gy, dims, x)
@@ -175,5 +198,3 @@ def _check(x: Tensor, gy: Tensor, topology: Topology, count: int) -> None:
             raise ValueError(f"grow_scores: {name} must have {size} channels, not {operand.shape[1]}.")
     if topology.device != x.device:
         raise ValueError(f"grow_scores: the topology is on {topology.device}, x on {x.device}.")
-    if count < 0:
-        raise ValueError(f"grow_scores: count must be at least 0, not {count}.")

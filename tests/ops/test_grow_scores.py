@@ -54,6 +54,21 @@ def test_linear(reason: str, tile: int) -> None:
     torch.testing.assert_close(gradients, their.float())
 
 
+@pytest.mark.parametrize("V", [1, 2])
+@pytest.mark.parametrize("directed", [False, True])
+def test_of_a_gradient_that_is_there_it_is_the_same(V: int, directed: bool, tile: int) -> None:
+    topology = Topology.from_mask(random_mask((8 // V, 3, 3, 3), 0.3).repeat_interleave(V, 0), granularity=V)
+    x, gy = torch.randn(2, 3, 6, 6), torch.randn(2, 8, 6, 6)
+    direction = torch.randn(8, 3, 3, 3).sign() if directed else None
+    gradient = conv_gradient(topology, x, gy, {"padding": 1})
+    indices, gradients = ops.grow_scores_of_gradient(gradient, topology, 9, direction)
+    expected, their = ops.grow_scores(x, gy, topology, 9, padding=1, direction=direction)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(gradients, their)
+    with pytest.raises(ValueError, match="gradient must have shape"):
+        ops.grow_scores_of_gradient(gradient[1:], topology, 9)
+
+
 @pytest.mark.parametrize("V", [2, 4])
 def test_groups_of_rows(V: int, tile: int) -> None:
     topology = Topology.from_mask(random_mask((8 // V, 3, 3, 3), 0.3).repeat_interleave(V, 0), granularity=V)
