@@ -18,7 +18,7 @@ from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.walk import parameters_of
 from fedsparse.optim import SGD, Adam
-from fedsparse.topology import Topology
+from fedsparse.topology import Move, Topology
 from fedsparse.wire import Carrier, Section
 
 
@@ -90,6 +90,7 @@ class Client:
     memory: dict[str, Tensor] = field(default_factory=dict, init=False)
     contexts: ExitStack = field(default_factory=ExitStack, init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
+    _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         t, parameters = self.training, parameters_of(self.model)
@@ -133,11 +134,16 @@ class Client:
                 yield x.to(device), y.to(device)
 
     def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
-        """Give a layer a new mask while training goes on; optimizer state follows."""
+        """Give a layer a new mask while training goes on; optimizer state follows.
+
+        The anchor of a weight is that of the server's model, 0 where that has none, however often it goes and comes.
+        """
+        parameter, before = layer.values, layer.topology
         move = layer.set_topology(topology)
-        self.optimizer.follow(layer.values, move)
-        if layer.values in self.anchor:
-            self.anchor[layer.values] = move.apply(self.anchor[layer.values])
+        self.optimizer.follow(parameter, move)
+        if parameter in self.anchor:
+            start, values = self._starts.setdefault(parameter, (before, self.anchor[parameter]))
+            self.anchor[parameter] = Move(*start.index_map(topology), topology.nnz).apply(values)
 
     def keep_less(self) -> None:
         """Until the round's end keep for backward passes what `training` says: `lossless`, `recompute`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -52,7 +51,7 @@ class ClientMasksMethod(MaskedMethod, ABC):
 
     def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
         """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""
-        schedule = Schedule(self.interval, self.last or max(1, math.ceil(self.end * rounds - 1e-9)), self.decay)
+        schedule = Schedule(self.interval, self.last or max(1.0, round(self.end * rounds, 9)), self.decay)
         if not schedule.adjusts(t) or t == schedule.last:
             return {}
         share = self.rate * schedule.rate(t)

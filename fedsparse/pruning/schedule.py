@@ -11,11 +11,12 @@ Decay = Literal["cosine", "constant", "linear"]
 class Schedule:
     """Adjustment rounds are t with t % interval == 0 and 0 < t <= last; `rate(t)` decays along that span.
 
+    last need not be a whole number: half of an odd number of rounds is none.
     decay: cosine c(t) = (1 + cos(pi t / last)) / 2, linear 1 - t / last, or constant 1.
     """
 
     interval: int
-    last: int
+    last: float
     decay: Decay = "cosine"
 
     def adjusts(self, t: int) -> bool:

@@ -66,13 +66,19 @@ def test_a_mask_change_in_mid_round_moves_state_and_anchor(optimizer: str) -> No
     train(client, Method())
     layer = sparse_layers(client.model)["1"]
     before = client.anchor[layer.values].clone()
-    kept = layer.topology.flat()[:4]
+    started = layer.topology.flat()
+    kept = started[:4]
     inactive = (~layer.topology.mask().flatten()).nonzero().flatten()[:1]
     client.change_mask(layer, from_groups(torch.cat([kept, inactive]), (6, 4)))
     anchor = client.anchor[layer.values]
     assert anchor.shape == (5,)
     assert sorted(anchor[anchor != 0].tolist()) == sorted(before[:4].tolist())
     train(client, Method())
+    back = from_groups(torch.cat([inactive, started]), (6, 4))
+    client.change_mask(layer, back)
+    where = dict(zip(started.tolist(), before.tolist()))
+    wanted = [where.get(place, 0.0) for place in layer.topology.flat().tolist()]
+    assert client.anchor[layer.values].tolist() == wanted, "pruned weights that come back have their anchor again"
 
 
 def test_what_a_method_enters_is_left_when_training_ends_or_fails() -> None:

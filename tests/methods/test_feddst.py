@@ -256,3 +256,10 @@ def test_rounds_before_half_of_them_adjust(rounds: int, adjusted: list[int]) -> 
     model = sparsify(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 2)), 0.5)
     method = FedDST(density=0.5, interval=1, rate=0.2)
     assert [t for t in range(rounds) if method.counts(model, t, rounds)] == adjusted
+
+
+def test_the_share_decays_to_half_of_an_odd_number_of_rounds() -> None:
+    """T = 5, so T_end = 2.5: c(1) = (1 + cos .4 pi) / 2 = .6545 and c(2) = (1 + cos .8 pi) / 2 = .0955 of 800 weights."""
+    model = sparsify(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 2)), 0.5)
+    method = FedDST(density=0.5, interval=1, rate=1.0)
+    assert [method.counts(model, t, 5).get("0") for t in range(4)] == [None, 523, 76, None]
