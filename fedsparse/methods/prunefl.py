@@ -103,8 +103,8 @@ class PruneFL(GradientNormsMethod):
         exchange.load(model, sections)
         batches = chain.from_iterable(client.batches(f"initial {p}", client.training.augment) for p in count())
         with add_gradients(model, client.memory, torch.square):
-            for _ in range(self.initial_limit // self.initial_interval):
-                accuracy = self._train(client, islice(batches, self.initial_interval))
+            for done in range(0, self.initial_limit, self.initial_interval):
+                accuracy = self._train(client, islice(batches, min(self.initial_interval, self.initial_limit - done)))
                 started = started or accuracy >= self.start_accuracy / client.data.classes
                 if started:
                     self._reconfigure(client, seconds)

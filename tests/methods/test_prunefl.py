@@ -336,6 +336,22 @@ def test_initial_pruning_trains_at_the_largest_client_until_the_size_is_stable()
     assert len(sizes) == 10, "40 minibatches are the limit"
 
 
+@pytest.mark.parametrize(("limit", "steps"), [(3, [3]), (8, [4, 4]), (10, [4, 4, 2])])
+def test_initial_pruning_trains_on_as_many_minibatches_as_it_may(limit: int, steps: list[int]) -> None:
+    """Every fourth reconfigures, and the last."""
+    trained: list[int] = []
+
+    class Watched(PruneFL):
+        def _train(self, client, batches):
+            before = client.iteration
+            accuracy = super()._train(client, batches)
+            trained.append(client.iteration - before)
+            return accuracy
+
+    toy_loop(Watched(**{**TOY.__dict__, "initial_limit": limit, "start_accuracy": 2.1})).open()
+    assert trained == steps
+
+
 @pytest.mark.parametrize("wrong", ["mask", "parameters", "layer"])
 def test_a_bad_answer_of_initial_pruning_goes_to_the_next_client(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = []
