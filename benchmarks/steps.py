@@ -1,17 +1,17 @@
 """A whole training step on the CPU: sparse, single weights and strips of 16, against dense and masked dense torch.
 
     python -m benchmarks.steps [--model resnet18] [--density 0.2 0.1 0.05 0.01] [--distribution uniform | erk]
-        [--batch 64] [--threads 1] [--steps 5] [--csv FILE]
+        [--batch 64] [--threads 1] [--steps 5] [--vectors 16] [--csv FILE]
 
 A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "dense NCHW"
 and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
 multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in
-which 16 output channels share their columns; "sparse, NCHW" leaves the blocked region at every layer; "sparse,
-lossless" keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities are
-uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of the
-steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is busy
-for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and the
-optimizer's state ("step"), and that state with the model ("held").
+which 16 output channels share their columns (`--vectors`); "sparse, NCHW" leaves the blocked region at every layer;
+"sparse, lossless" keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities
+are uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of
+the steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is
+busy for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and
+the optimizer's state ("step"), and that state with the model ("held").
 """
 
 import argparse
@@ -94,7 +94,9 @@ class Contender:
         return model_bytes(self.model) + momentum + sum(mask.numel() * 4 for mask in self.masks.values())
 
 
-def contenders(dense: nn.Module, density: float | None, distribution: str, batch: Batch) -> list[list[Contender]]:
+def contenders(
+    dense: nn.Module, density: float | None, distribution: str, batch: Batch, vectors: list[int]
+) -> list[list[Contender]]:
     """Groups that compute the same: the dense models without a density, else those of each granularity."""
     images, labels = batch
     if density is None:
@@ -107,7 +109,7 @@ def contenders(dense: nn.Module, density: float | None, distribution: str, batch
         ]
     weights = {name: layer.get_parameter("weight").detach() for name, layer in prunable(dense).items()}
     scores = score.random(weights, torch.Generator().manual_seed(0))
-    single, strips = (masks_from_scores(scores, density, distribution, v) for v in (1, 16))
+    single, *strips = (masks_from_scores(scores, density, distribution, v) for v in (1, *vectors))
 
     def masked(masks: dict[str, Tensor]) -> Contender:
         floats = {name: mask.float() for name, mask in masks.items()}
@@ -126,7 +128,7 @@ def contenders(dense: nn.Module, density: float | None, distribution: str, batch
             sparse("sparse, recompute", single, region=True, recompute=True),
             sparse("sparse, lossless and recompute", single, region=True, recompute=True, lossless=True),
         ],
-        [masked(strips), sparse("sparse V16", strips, 16, region=True)],
+        *([masked(masks), sparse(f"sparse V{v}", masks, v, region=True)] for v, masks in zip(vectors, strips)),
     ]
 
 
@@ -138,14 +140,16 @@ def check(group: list[Contender]) -> None:
         assert error < 1e-3, f"{c.name} is wrong: relative error {error:.1e}"
 
 
-def measure(dense: nn.Module, densities: list[float], distribution: str, batch: Batch, steps: int) -> list[Row]:
+def measure(
+    dense: nn.Module, densities: list[float], distribution: str, batch: Batch, steps: int, vectors: list[int]
+) -> list[Row]:
     """A row for each contender."""
     by_density: dict[float | None, list[Contender]] = {}
     for density in (None, *densities):
-        groups = contenders(dense, density, distribution, batch)
+        groups = contenders(dense, density, distribution, batch, vectors)
         for group in groups:
             check(group)
-        by_density[density] = [c for group in groups for c in group if c is not groups[-1][0] or group is groups[0]]
+        by_density[density] = [*groups[0], *(c for group in groups[1:] for c in group[1:])]
     everybody = [c for group in by_density.values() for c in group]
     for c in everybody:
         c.measure_memory()
@@ -175,20 +179,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--distribution", choices=["uniform", "erk"], default="uniform")
+    parser.add_argument("--vectors", type=int, nargs="*", default=[16], help="V: output channels that share columns")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     batch = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
-    rows = measure(models.build(args.model, 10), args.density, args.distribution, batch, args.steps)
+    rows = measure(models.build(args.model, 10), args.density, args.distribution, batch, args.steps, args.vectors)
     print(header(f"one training step of {args.model}, batch {args.batch}, {args.distribution} densities"))
-    print(f"density  {'who':20}   step ms  ratio (goal)  step MiB  held MiB")
+    print(f"density  {'who':30}   step ms  ratio (goal)  step MiB  held MiB")
     for row in rows:
         share = "" if row["density"] is None else f"{row['density']:.0%}"
         stands = args.model == "resnet18" and args.distribution == "uniform" and row["who"] == "sparse"
         goal = f"({GOALS[row['density']]:g})" if stands and row["density"] in GOALS else ""
         print(
-            f"{share:>7}  {row['who']:20} {row['step_ms']:9.1f} {row['over_best_dense']:6.2f} {goal:7}"
+            f"{share:>7}  {row['who']:30} {row['step_ms']:9.1f} {row['over_best_dense']:6.2f} {goal:7}"
             f" {row['step_MiB']:8.1f} {row['held_MiB']:9.1f}"
         )
     if args.csv:
