@@ -5,13 +5,6 @@
 
 #include "wire.h"
 
-// As in quantise.cpp: one source, two compilations that round alike.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FEDSPARSE_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define FEDSPARSE_CLONES
-#endif
-
 namespace fedsparse::wire {
 namespace {
 

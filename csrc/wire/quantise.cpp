@@ -5,33 +5,12 @@
 
 #include "wire.h"
 
-// One source, compiled for AVX2 and for every x86-64; the build forbids contraction to fused operations, so
-// that both round alike.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FEDSPARSE_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define FEDSPARSE_CLONES
-#endif
-
 namespace fedsparse::wire {
 namespace {
 
-constexpr uint32_t kInfinity = 0x7f800000u, kMagnitude = 0x7fffffffu;
 constexpr float kLargest = 127.0f;
 // Below this a segment's scale would not be a normal number, so the segment is sent as zeros.
 constexpr float kSmallest = 0x1p-100f;
-
-// Bit patterns of magnitudes order as the magnitudes do, NaN above infinity.
-FEDSPARSE_CLONES uint32_t largest_magnitude(const float* values, size_t count) {
-  uint32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    bits &= kMagnitude;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
-}
 
 // A counter-based generator: the bits at position i depend on nothing but (seed, i), in any order, on any
 // machine. Mixing constants: "lowbias32" (C. Wellons, hash prospector).
@@ -69,15 +48,13 @@ FEDSPARSE_CLONES bool has_lowest(const int8_t* quantised, size_t count) {
 }  // namespace
 
 float quantise(const float* values, size_t count, uint64_t seed, size_t first, int8_t* out) {
-  const uint32_t bits = largest_magnitude(values, count);
-  if (bits >= kInfinity) {
+  const float largest = magnitude(values, count);
+  if (!std::isfinite(largest)) {
     size_t i = 0;
     while (std::isfinite(values[i])) ++i;
     throw std::invalid_argument("value at position " + std::to_string(first + i) +
                                 " is not finite, and int8 cannot carry it");
   }
-  float largest;
-  std::memcpy(&largest, &bits, sizeof(bits));
   if (largest < kSmallest) {
     std::memset(out, 0, count);
     return 0.0f;

@@ -10,6 +10,14 @@
 #error "the wire format is little-endian and this code copies words as they are"
 #endif
 
+// One source, compiled for AVX2 and for every x86-64; the build forbids contraction to fused operations, so
+// that both round alike.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FEDSPARSE_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define FEDSPARSE_CLONES
+#endif
+
 namespace fedsparse::wire {
 
 // CRC-32C (Castagnoli, reflected polynomial 0x82F63B78). `seed` is the checksum of what went before.
