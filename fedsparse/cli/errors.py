@@ -24,7 +24,7 @@ def as_failure(error: Exception) -> CommandError | None:
     """Return the sentence for errors that are the input's or the disk's; None for those that are our own mistakes."""
     if isinstance(error, ConfigError | RecordError):
         return CommandError(str(error))
-    if type(error).__name__ == "CheckpointError":
+    if type(error).__name__ in ("CheckpointError", "BudgetError"):
         return CommandError(str(error))
     if type(error).__name__ in ("RunError", "StoppedError"):
         return CommandError(str(error), STOPPED if type(error).__name__ == "StoppedError" else FAILED)

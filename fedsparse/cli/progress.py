@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -97,7 +98,14 @@ def facts(record: dict[str, Any]) -> list[str]:
         seconds_text(record["seconds"]),
         *losses({kind: len(record.get(kind, [])) for kind in ("rejected", "dropped")}),
         f"{bytes_text(record['peak_bytes'])} memory",
+        *plans(record.get("plans", [])),
     ]
+
+
+def plans(entries: list[dict[str, Any]]) -> list[str]:
+    """Return how many clients trained by which plan, where they have memory limits: "recompute/2 x3"."""
+    counts = Counter(f"{entry['level']}/{entry['splits']}" for entry in entries)
+    return [", ".join(f"{plan} x{count}" for plan, count in counts.items())] if counts else []
 
 
 def status_facts(status: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedsparse import data, models
 from fedsparse.comm.mpi import local_rank
+from fedsparse.config.memory_limits import limits_of
 from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
@@ -24,6 +25,8 @@ from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 
 Splits = tuple[Samples, Samples]
+NOT_LOCAL = {"pretrain_epochs", "memory_limit"}
+"""Keys of `[train]` that are no fields of `Training`."""
 
 
 def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
@@ -32,6 +35,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
     Raises ConfigError for what cannot work, with one sentence.
     """
     check_names(config)
+    limits = limits_of(config.train.memory_limit, config.partition.clients)
     train, test = load_data(config) if splits is None else splits
     check_sizes(config, train)
     public, rest = held_back(config, len(train))
@@ -44,7 +48,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         train=train,
         test=test,
         parts=parts,
-        training=Training(**config.train.model_dump(exclude={"pretrain_epochs"}), augment=config.data.augment),
+        training=Training(**config.train.model_dump(exclude=NOT_LOCAL), augment=config.data.augment),
         seed=config.seed,
         wire=config.wire.values,
         aggregation=Aggregation(**config.aggregation.model_dump()),
@@ -54,6 +58,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         labels={"model": config.model.name, "dataset": config.data.name},
         failures=Failures(**config.failures.model_dump(exclude_none=True)),
         checkpoints=Checkpoints(**config.checkpoints.model_dump()),
+        memory_limits=limits,
     )
 
 

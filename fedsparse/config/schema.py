@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedsparse.config.memory_limits import Limit
+
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 Carrier = Literal["fp32", "fp16", "bf16", "int8"]  # as fedsparse.wire has it, which would load torch here
@@ -74,7 +76,10 @@ class Train(Table):
     server's model to the next. `clients_per_round` is all clients unless given; what a method's paper says of epochs,
     batch size or optimizer replaces the defaults here (`fedsparse list methods`). With `recompute`, norms after sparse
     convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits. With
-    `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0.
+    `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0. `memory_limit` is what a client
+    may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
+    with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
+    pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -92,6 +97,7 @@ class Train(Table):
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     recompute: bool = False
     lossless: bool = False
+    memory_limit: Limit | None = None
 
 
 class Wire(Table):

@@ -111,6 +111,8 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return " or ".join(describe(member, metadata) for member in members)
     if origin in (list, tuple):
         return f"a list whose entries are each {describe(get_args(annotation)[0])}"
+    if origin is dict:
+        return f"a table whose values are each {describe(get_args(annotation)[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a table of the keys {listed(sorted(annotation.model_fields))}"
     return PLAIN_NAMES.get(annotation, "text") + ranged(metadata)

@@ -71,7 +71,8 @@ class Client:
 
     received: sections of the server's message. loss: mean training loss of the last epoch. batch: the minibatch (x, y)
     trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
-    report. contexts: what the method enters in `begin` is left when local training ends, however it ends.
+    report. contexts: what the method enters in `begin` is left when local training ends, however it ends. splits: in so
+    many pieces a full minibatch goes through the model, their gradients added up.
     """
 
     id: int
@@ -83,6 +84,7 @@ class Client:
     training: Training
     wire: Carrier = "fp32"
     received: Mapping[str, Section] = field(default_factory=dict)
+    splits: int = 1
     optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")
     batch: tuple[Tensor, Tensor] | None = None
@@ -133,6 +135,12 @@ class Client:
                 x, y = self.data.batch(batch, noise)
                 yield x.to(device), y.to(device)
 
+    def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A minibatch in pieces of at most ceil(B / splits) samples, whose sizes differ by one at most."""
+        most = -(-self.training.batch_size // self.splits)
+        count = -(-len(y) // most)
+        return list(zip(x.tensor_split(count), y.tensor_split(count))) if count > 1 else [(x, y)]
+
     def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
         """Give a layer a new mask while training goes on; optimizer state follows.
 
@@ -158,19 +166,29 @@ class Client:
 
 
 def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-    """One local iteration on the minibatch (x, y); the model's output before the step, and the loss."""
+    """One local iteration on the minibatch (x, y); the model's output before the step, and the loss.
+
+    Of a minibatch in pieces, each piece's loss counts by its share of the samples: the gradient is that of their mean.
+    """
     client.batch = x, y
     for group in client.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    output = client.model(x)
-    loss = method.loss(client, output, y)
-    loss.backward()
+    outputs, total = [], 0.0
+    pieces = client.pieces(x, y)
+    for inputs, targets in pieces:
+        output = client.model(inputs)
+        loss = method.loss(client, output, targets)
+        share = len(targets) / len(y)
+        (loss if share == 1 else loss * share).backward()
+        # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
+        outputs.append(output.detach())
+        total += share * float(loss.detach())
+        del output, loss
     client.pull_to_anchor()
     method.step(client)
     client.iteration += 1
-    # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
-    return output.detach(), float(loss.detach())
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), total
 
 
 def train(client: Client, method: Method) -> None:

@@ -51,15 +51,22 @@ class ClientMasksMethod(MaskedMethod, ABC):
 
     def counts(self, model: nn.Module, t: int, rounds: int) -> dict[str, int]:
         """k_l in groups of each layer that round t of `rounds` adjusts; empty in an ordinary round."""
-        schedule = Schedule(self.interval, self.last or max(1.0, round(self.end * rounds, 9)), self.decay)
-        if not schedule.adjusts(t) or t == schedule.last:
+        if not self.adjusts(t, rounds):
             return {}
-        share = self.rate * schedule.rate(t)
+        share = self.rate * self._schedule(rounds).rate(t)
         counts = {}
         for name, layer in sparse_layers(model).items():
             topology = layer.topology
             counts[name] = min(int(share * topology.nnz + 1e-9), topology.numel - topology.nnz) // self.granularity
         return {name: count for name, count in counts.items() if count > 0}
+
+    def adjusts(self, t: int, rounds: int) -> bool:
+        """Whether 0 < t < T_end and t % dT == 0."""
+        schedule = self._schedule(rounds)
+        return schedule.adjusts(t) and t != schedule.last
+
+    def _schedule(self, rounds: int) -> Schedule:
+        return Schedule(self.interval, self.last or max(1.0, round(self.end * rounds, 9)), self.decay)
 
     def begin(self, client: Client) -> None:
         """Adjust before the first epoch where A = 0."""

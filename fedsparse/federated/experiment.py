@@ -13,6 +13,7 @@ from torch import nn
 
 from fedsparse.data import Samples
 from fedsparse.federated.client import Training
+from fedsparse.federated.meter import live_bytes
 from fedsparse.federated.method import Method
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.worker import Worker
@@ -67,7 +68,8 @@ class Experiment:
     model: freshly initialised and dense; it is not changed. parts: int64 sample indices into `train`, an array a
     client. wire: how parameters travel both ways. public: samples that the server holds and pretrains the model on
     for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
-    of model and dataset). aggregation: how the reports of a round become one.
+    of model and dataset). aggregation: how the reports of a round become one. memory_limits: bytes that each client may
+    take in a round, by client; how it trains is chosen so that it takes less (see `budget`).
     """
 
     model: nn.Module
@@ -85,11 +87,17 @@ class Experiment:
     aggregation: Aggregation = field(default_factory=Aggregation)
     failures: Failures = field(default_factory=Failures)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    memory_limits: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
+            raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
 
 
 def worker_of(experiment: Experiment) -> Worker:
     """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
     method = experiment.method
+    live_bytes()  # whatever is made from here on is counted
     model = method.prepare(copy.deepcopy(experiment.model))
     return Worker(
         model,

@@ -59,6 +59,10 @@ class GradientNormsMethod(PruningMethod):
         adjustment = t + -t % self.interval
         return t > 0 and adjustment - t < self.window and (adjustment <= self.last or not self.last)
 
+    def adjusts(self, t: int, rounds: int) -> bool:
+        """Whether round t asks for norms."""
+        return self.asks(t)
+
     def begin(self, client: Client) -> None:
         """Sum up gradients from here on, where the server will ask for them."""
         if self.asks(client.round):

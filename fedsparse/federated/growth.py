@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice, starmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,13 +41,18 @@ def find_growth(
     directions: as `nn.collect_growth` takes them. Passes in the model's present mode that leave no trace: no gradients,
     and the norm statistics as they were. Of one minibatch no dense gradient is held. Of several, one minibatch at a
     time, those of some layers are summed, together at most as large as the largest layer's, and each such portion of
-    the layers takes a pass over the data; batch norm uses each minibatch's own statistics, as in training.
+    the layers takes a pass over the data; batch norm uses each minibatch's own statistics, as in training. What the
+    client takes in pieces counts as several minibatches.
     """
+
+    def pieces() -> Iterator[Batch]:
+        return chain.from_iterable(starmap(client.pieces, batches()))
+
     statistics = exchange.buffers(client.model)
     client.optimizer.zero_grad(set_to_none=True)
-    (x, y), *others = islice(batches(), 2)
+    (x, y), *others = islice(pieces(), 2)
     if others:
-        found = _find_over_batches(client, method, counts, batches, directions)
+        found = _find_over_batches(client, method, counts, pieces, directions)
     else:
         with collect_growth(sparse_layers(client.model), counts, directions) as found:
             method.loss(client, client.model(x), y).backward()

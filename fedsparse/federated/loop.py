@@ -16,12 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from fedsparse.federated import checkpoint, coordinates, faults, mask_change
+from fedsparse.federated.budget import Budget
 from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
 from fedsparse.federated.errors import RunError, StoppedError
 from fedsparse.federated.experiment import Experiment, worker_of
-from fedsparse.federated.meter import multiply_adds
+from fedsparse.federated.meter import Peak, live_bytes, multiply_adds
 from fedsparse.federated.method import Method, Sections
+from fedsparse.federated.plan import Plan, section_of
 from fedsparse.federated.result import Record, mean_of, perplexity, result_of
 from fedsparse.federated.seeds import numpy_generator
 from fedsparse.federated.server import Server, evaluate
@@ -46,6 +48,7 @@ class Loop:
         self.experiment = experiment
         self.teller = Teller(None, None) if teller is None else teller
         method = experiment.method
+        live_bytes()  # whatever is made from here on is counted
         model = method.prepare(copy.deepcopy(experiment.model))
         names = method.prunes(model)
         sample, target = experiment.train.batch(np.array([0]))
@@ -65,6 +68,9 @@ class Loop:
             wire=experiment.wire,
         )
         self.workers = LocalWorkers(worker_of(experiment)) if workers is None else workers(experiment)
+        self.updating = Peak()
+        self.budget = Budget(experiment)
+        self.plans: dict[int, Plan] = {}
         self.records: list[Record] = []
         self.down = self.up = 0
         self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0, "peak_bytes": 0, "rejected": []}
@@ -72,6 +78,7 @@ class Loop:
         self._trained = False
         self._rejected: list[Record] = []
         self._dropped: list[Record] = []
+        self._asked: list[Done] = []
 
     def open(self) -> None:
         """Everything before round 0: the first mask, and what the method asks of clients.
@@ -88,9 +95,10 @@ class Loop:
         method.start(server)
         faults.reach("open", 0)
         method.probe(server, self.ask)
+        self.budget.check(server)
         self.opening |= {"bytes_down": self.down, "bytes_up": self.up, "seconds": time.perf_counter() - start}
         self.opening |= {"rejected": _by_client(self._rejected), "dropped": _by_client(self._dropped)}
-        self.opening |= {"incidents": self.workers.incidents()}
+        self.opening |= {"incidents": [*self.workers.incidents(), *self.budget.overruns(self._asked)]}
         if self._trained:
             self.opening["accuracy"], _ = evaluate(server.model, experiment.test)
 
@@ -106,6 +114,7 @@ class Loop:
         self.down += len(message) * len(asked)
         for done in self.workers.work(Tag.PERFORM, asked, task):
             self.opening["peak_bytes"] = max(self.opening["peak_bytes"], done.peak)
+            self._asked.append(replace(done, answer=None))
             self._accept(total, done, task, 0, expect)
         if not total.clients:
             raise RunError(f"no client performed {task}: {(self._rejected + self._dropped)[-1]['reason']}")
@@ -116,9 +125,9 @@ class Loop:
         start = time.perf_counter()
         before = (self.down, self.up)
         self._rejected, self._dropped, self.server.changed = [], [], 0.0
+        self.updating.reset()
         if t == 0:
             before = (0, 0)
-            self.server.changed = 0.0
         sampled = self._sample(t)
         faults.reach("send", t)
         self._send(t, sampled)
@@ -133,13 +142,15 @@ class Loop:
             self.teller.tell(self._status(t, len(work), len(sampled)))
         self._check_quorum(t, len(total.clients), len(sampled))
         faults.reach("update", t)
-        self.experiment.method.update(self.server, total, t)
+        with self.updating.measure(self.server.model):
+            self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
         return self._record(t, total, work, seconds, before)
 
     def state(self) -> tuple[dict[str, Tensor], Facts]:
         """What a checkpoint holds beside the records: tensors, and facts that JSON holds."""
         facts = {"down": self.down, "up": self.up, "opening": self.opening, "mask_version": self.server.mask_version}
+        facts["trials"] = self.budget.trials
         return checkpoint.tensors_of(self.server), facts
 
     def restore(self, start: Checkpoint, records: list[Record]) -> None:
@@ -147,7 +158,7 @@ class Loop:
         checkpoint.restore(self.server, start.tensors)
         self.server.mask_version = start.facts["mask_version"]
         self.down, self.up, self.opening = start.facts["down"], start.facts["up"], start.facts["opening"]
-        self.records = records
+        self.records, self.budget.trials = records, start.facts["trials"]
         if mask_change.MASK in self.server.state:
             # The clients have it and are not charged again, but the processes that stand for them are new.
             mask = Bitmap(self.server.state[mask_change.MASK])
@@ -179,6 +190,7 @@ class Loop:
 
     def _send(self, t: int, sampled: Sequence[int]) -> None:
         """The mask, or its change, to whom lacks it, the weights to all; the worker decodes each once."""
+        self.plans = self.budget.plans(self.server, sampled)
         weights = encode("weights", t, SERVER, dict(self._weights(t)))
         if self.server.mask_version:
             for mask, receivers in mask_change.messages(self.server, t, sampled):
@@ -191,6 +203,7 @@ class Loop:
         return {
             **self.server.sections(t),
             **self.experiment.method.broadcast(self.server, t),
+            **({"plans": section_of(self.plans)} if self.plans else {}),
         }
 
     def _accept(self, total: Total, done: Done, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
@@ -259,11 +272,14 @@ class Loop:
             "bytes_down": self.down - before[0],
             "bytes_up": self.up - before[1],
             "peak_bytes": max(done.peak for done in finished),
+            "adjusts": self.experiment.method.adjusts(t, training.rounds),
+            "update_peak_bytes": self.updating.bytes,
             "macs": self._macs(),
             "clients": sorted(total.clients),
             "rejected": _by_client(self._rejected),
             "dropped": _by_client(self._dropped),
-            "incidents": self.workers.incidents(),
+            "incidents": [*self.workers.incidents(), *self.budget.overruns(finished)],
+            **({"plans": self.budget.records(self.plans, finished)} if self.plans else {}),
         }
         self.records.append(record)
         self.teller.tell(self._status(t + 1, 0, len(work)), now=t + 1 == training.rounds)

@@ -91,6 +91,14 @@ class Method:
         """Names of the layers that masks are made for, in the model's order; none for a dense method."""
         return []
 
+    def adjusts(self, t: int, rounds: int) -> bool:
+        """Whether clients do more in round t of `rounds` than train: they help to adjust the masks."""
+        return False
+
+    def adjustments(self, rounds: int) -> list[int]:
+        """One adjustment round of each kind, the costliest: the first."""
+        return [t for t in range(rounds) if self.adjusts(t, rounds)][:1]
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Change the freshly built model, on both sides."""
         return model

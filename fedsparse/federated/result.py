@@ -31,6 +31,8 @@ def result_of(experiment: Experiment, records: list[Record], facts: Record, text
         "client_seconds": statistics.median(r["client_seconds"] for r in records) if records else None,
         **facts,
         "peak_bytes": max([facts["opening"]["peak_bytes"], *(r["peak_bytes"] for r in records)]),
+        **{f"{name}_peak_bytes": peak for name, peak in _peaks(records).items()},
+        **({"plans": plans_of(records)} if experiment.memory_limits is not None else {}),
         "seed": experiment.seed,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -47,6 +49,27 @@ def mean_of(numbers: list[float]) -> float | None:
     """The mean of the finite numbers; None where there is none."""
     finite = [x for x in numbers if math.isfinite(x)]
     return statistics.fmean(finite) if finite else None
+
+
+def _peaks(records: list[Record]) -> dict[str, int | None]:
+    """The most bytes that a client took in an ordinary round and in one that adjusts, and that an update took."""
+    kinds = {
+        "round": [r["peak_bytes"] for r in records if not r["adjusts"]],
+        "adjustment": [r["peak_bytes"] for r in records if r["adjusts"]],
+        "update": [r["update_peak_bytes"] for r in records],
+    }
+    return {kind: max(peaks, default=None) for kind, peaks in kinds.items()}
+
+
+def plans_of(records: list[Record]) -> list[Record]:
+    """The plans by which clients kept their memory limits: of each the clients that had it, and their highest peak."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for entry in (entry for record in records for entry in record.get("plans", [])):
+        key = entry["limit"], entry["level"], entry["splits"]
+        plan = found.setdefault(key, {**dict(zip(("limit", "level", "splits"), key)), "clients": [], "peak": 0})
+        plan["clients"] = sorted({*plan["clients"], entry["client"]})
+        plan["peak"] = max(plan["peak"], entry["peak"])
+    return [found[key] for key in sorted(found)]
 
 
 def _last(records: list[Record], key: str) -> Any:

@@ -46,6 +46,10 @@ class ServerGrowthMethod(PruningMethod, ABC):
         """The adjustment rounds and their decay c(t)."""
         return Schedule(self.interval, self.last, self.decay)
 
+    def adjusts(self, t: int, rounds: int) -> bool:
+        """Whether 0 < t <= T_end and t % dT == 0."""
+        return self.schedule.adjusts(t)
+
     @abstractmethod
     def counts(self, model: nn.Module, t: int) -> dict[str, int]:
         """a_l in groups of each layer that round t adjusts; empty where it adjusts none."""

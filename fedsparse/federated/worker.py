@@ -18,6 +18,7 @@ from fedsparse.federated import exchange, faults, mask_change
 from fedsparse.federated.client import Client, Training, train
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
+from fedsparse.federated.plan import plan_for
 from fedsparse.federated.seeds import derive
 from fedsparse.nn import sparse_layers
 from fedsparse.topology import Topology
@@ -113,7 +114,11 @@ class Worker:
             round, received = self.weights.round, self.weights.sections
             self._return_to_common_mask()
             exchange.load(self.model, received)
-        return Client(id, round, self.seed, self.model, self.data, self.parts[id], self.training, self.wire, received)
+        training, splits = self.training, 1
+        if (plan := plan_for(id, received)) is not None:
+            training, splits = plan.applied(training), plan.splits
+        part = self.parts[id]
+        return Client(id, round, self.seed, self.model, self.data, part, training, self.wire, received, splits)
 
     def _reset_counters(self) -> None:
         """Set integer buffers, as the number of batches that a norm has seen, to what they were at the start."""

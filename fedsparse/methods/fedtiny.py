@@ -116,6 +116,10 @@ class FedTiny(ServerGrowthMethod):
 
     # Adjustment rounds: progressive pruning, a block at a time.
 
+    def adjustments(self, rounds: int) -> list[int]:
+        """The first adjustment round of each block."""
+        return [t for t in range(rounds) if self.adjusts(t, rounds)][: self.blocks]
+
     def counts(self, model: nn.Module, t: int) -> dict[str, int]:
         """a_l in groups for each layer of the block of round t; empty where nothing is to be adjusted."""
         if not self.schedule.adjusts(t):

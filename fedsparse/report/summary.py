@@ -30,10 +30,31 @@ def summary_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         *ranks,
         ("a round", f"{seconds_text(result.get('seconds_per_round'))} (median)"),
         ("whole run", seconds_text(result.get("total_seconds"))),
-        ("peak memory", bytes_text(result.get("peak_bytes"))),
+        ("peak memory", peaks_text(result)),
+        *(("memory limits", plan_text(plan)) for plan in result.get("plans", [])),
         ("bytes down", bytes_text(result.get("bytes_down"))),
         ("bytes up", bytes_text(result.get("bytes_up"))),
     ]
+
+
+def peaks_text(result: dict[str, Any]) -> str:
+    """Return the most bytes that a client took, in adjustment rounds too, and that the server's updates took."""
+    adjusting, update = result.get("adjustment_peak_bytes"), result.get("update_peak_bytes")
+    parts = [bytes_text(result.get("peak_bytes"))]
+    if adjusting is not None:
+        ordinary = bytes_text(result.get("round_peak_bytes"))
+        parts.append(f"ordinary rounds {ordinary}, adjustment rounds {bytes_text(adjusting)}")
+    if update is not None:
+        parts.append(f"the server's update {bytes_text(update)}")
+    return "; ".join(parts)
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """Return how the clients of one limit trained, and the most that they took."""
+    count, splits = len(plan["clients"]), plan["splits"]
+    who = f"{count} client{'s' if count > 1 else ''}"
+    how = f"{plan['level']}, minibatches {'whole' if splits == 1 else f'in {splits} pieces'}"
+    return f"{bytes_text(plan['limit'])} ({who}): {how}; at most {bytes_text(plan['peak'])}"
 
 
 def ranks_text(result: dict[str, Any]) -> str:
