@@ -76,7 +76,8 @@ class Topology:
             if int(flat[0]) < 0 or int(flat[-1]) >= math.prod(shape):
                 raise ValueError(f"flat holds an index outside 0 to {math.prod(shape) - 1}.")
         topology = cls._build(flat, shape, granularity)
-        _check_groups(topology.mask(), granularity)
+        if granularity > 1:
+            _check_groups(topology.mask(), granularity)
         return topology
 
     @classmethod

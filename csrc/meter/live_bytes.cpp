@@ -1,5 +1,5 @@
-// An allocator that counts: how many bytes of CPU tensors are alive, and the most there were since the last
-// reset.
+// An allocator that counts: how many bytes of CPU tensors are alive, the most there were since the last
+// reset, and the largest single one since the last reset of that.
 //
 // torch has such a counter for CUDA but none for the CPU. Installed on demand, it replaces torch's CPU
 // allocator for all later allocations; tensors made before keep their own deleter and are not counted. A
@@ -20,10 +20,11 @@ constexpr size_t kHeader = 64;
 
 std::atomic<int64_t> live{0};
 std::atomic<int64_t> peak{0};
+std::atomic<int64_t> largest{0};
 
-void raise_peak(int64_t now) {
-  int64_t seen = peak.load(std::memory_order_relaxed);
-  while (now > seen && !peak.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+void raise(std::atomic<int64_t>& highest, int64_t now) {
+  int64_t seen = highest.load(std::memory_order_relaxed);
+  while (now > seen && !highest.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
   }
 }
 
@@ -42,7 +43,8 @@ struct CountingAllocator final : c10::Allocator {
     char* block = static_cast<char*>(c10::alloc_cpu(size + kHeader));
     const auto counted = static_cast<int64_t>(size);
     std::memcpy(block, &counted, sizeof counted);
-    raise_peak(live.fetch_add(counted, std::memory_order_relaxed) + counted);
+    raise(peak, live.fetch_add(counted, std::memory_order_relaxed) + counted);
+    raise(largest, counted);
     char* data = block + kHeader;
     return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
   }
@@ -60,5 +62,7 @@ extern "C" {
 void fedsparse_meter_install() { c10::SetCPUAllocator(&counting, 100); }
 int64_t fedsparse_meter_live() { return live.load(); }
 int64_t fedsparse_meter_peak() { return peak.load(); }
+int64_t fedsparse_meter_largest() { return largest.load(); }
 void fedsparse_meter_reset() { peak.store(live.load()); }
+void fedsparse_meter_reset_largest() { largest.store(0); }
 }

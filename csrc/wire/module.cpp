@@ -275,18 +275,6 @@ void add_fixed(Array<int64_t>& sums, const Array<float>& values, double scale) {
   wire::add_fixed(out, in, count, scale);
 }
 
-void add_fixed_where(Array<int64_t>& sums, Array<int64_t>& weights, const Array<uint8_t>& mask,
-                     const Array<float>& values, double scale, int64_t weight) {
-  same_length(sums.size(), weights.size(), " weights");
-  same_length(sums.size(), mask.size(), " bits of a mask");
-  int64_t *out = sums.mutable_data(), *counts = weights.mutable_data();
-  const uint8_t* bits = mask.data();
-  const float* in = values.data();
-  const size_t size = mask.size(), count = values.size();
-  py::gil_scoped_release release;
-  wire::add_fixed_where(out, counts, bits, size, in, count, scale, weight);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_wire, m) {
@@ -315,8 +303,6 @@ PYBIND11_MODULE(_wire, m) {
   m.def("magnitude", &magnitude, py::arg("values").noconvert());
   m.def("add_fixed", &add_fixed, py::arg("sums").noconvert(), py::arg("values").noconvert(),
         py::arg("scale"));
-  m.def("add_fixed_where", &add_fixed_where, py::arg("sums").noconvert(), py::arg("weights").noconvert(),
-        py::arg("mask").noconvert(), py::arg("values").noconvert(), py::arg("scale"), py::arg("weight"));
   m.def("all_finite", &all_finite<uint16_t>, py::arg("bits").noconvert(), py::arg("infinity"));
   m.def("all_finite", &all_finite<uint32_t>, py::arg("bits").noconvert(), py::arg("infinity"));
   m.def("all_finite", &all_finite<uint64_t>, py::arg("bits").noconvert(), py::arg("infinity"));

@@ -53,11 +53,8 @@ void dequantise(const int8_t* quantised, size_t count, float scale, float* value
 // The largest |value|; NaN where there is one, 0 of nothing.
 float magnitude(const float* values, size_t count);
 
-// sums += rint(values * scale), ties to even; |values * scale| must be below 2^63. The second adds the
-// values, and `weight`, at the true elements of a mask; it throws where these are not `count`.
+// sums += rint(values * scale), ties to even; |values * scale| must be below 2^63.
 void add_fixed(int64_t* sums, const float* values, size_t count, double scale);
-void add_fixed_where(int64_t* sums, int64_t* weights, const uint8_t* mask, size_t size, const float* values,
-                     size_t count, double scale, int64_t weight);
 
 // Whether no float of this bit pattern is infinite or NaN; `infinity` is the pattern of +inf.
 template <typename Bits>

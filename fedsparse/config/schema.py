@@ -79,7 +79,8 @@ class Train(Table):
     `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0. `memory_limit` is what a client
     may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
     with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
-    pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices.
+    pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
+    `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -97,6 +98,7 @@ class Train(Table):
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     recompute: bool = False
     lossless: bool = False
+    dense_passes: bool = True
     memory_limit: Limit | None = None
 
 

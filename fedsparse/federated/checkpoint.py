@@ -24,9 +24,10 @@ from torch import Tensor
 from fedsparse.federated import exchange, faults
 from fedsparse.federated.artefacts import write_atomic, write_json
 from fedsparse.federated.server import Server
+from fedsparse.wire import Bits
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 Facts = dict[str, Any]
 
 
@@ -44,7 +45,7 @@ class Checkpoint:
 
 
 def tensors_of(server: Server) -> dict[str, Tensor]:
-    """Every tensor of the server, copied to the CPU: the model's vectors, packed mask and counters; the state."""
+    """Every tensor of the server, copied to the CPU: the model's vectors, mask (a bit a group), counters; the state."""
     model = server.model
     pairs = sorted(server.known.items())
     tensors = {
@@ -55,7 +56,7 @@ def tensors_of(server: Server) -> dict[str, Tensor]:
         **{f"state/{name}": tensor for name, tensor in server.state.items()},
     }
     if server.layers:
-        tensors["mask"] = exchange.mask(model)
+        tensors["mask"] = torch.from_numpy(exchange.mask_bits(model).data)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
@@ -63,7 +64,8 @@ def restore(server: Server, tensors: Mapping[str, Tensor]) -> None:
     """Make a server that has just been made hold these tensors."""
     model = server.model
     if "mask" in tensors:
-        exchange.load_mask(model, tensors["mask"], server.names, server.granularity)
+        size = exchange.mask_size(model, server.names, server.granularity)
+        exchange.load_mask(model, Bits(tensors["mask"].numpy(), size), server.names, server.granularity)
     exchange.load_parameters(model, tensors["parameters"])
     exchange.load_buffers(model, tensors["buffers"])
     for name, counter in exchange.counters(model).items():

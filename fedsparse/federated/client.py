@@ -32,7 +32,8 @@ class Training:
     mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
     round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
     the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
-    lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits.
+    lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits;
+    dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time.
     """
 
     rounds: int = 10
@@ -50,6 +51,7 @@ class Training:
     augment: bool = False
     recompute: bool = False
     lossless: bool = False
+    dense_passes: bool = True
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every"):

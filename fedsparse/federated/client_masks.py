@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -94,15 +93,15 @@ class ClientMasksMethod(MaskedMethod, ABC):
         sections = super().report(client)
         if not self.counts(client.model, client.round, client.training.rounds):
             return sections
-        return sections | {"mask": Bitmap(exchange.mask(client.model))}
+        return sections | {"mask": Bitmap(exchange.mask_bits(client.model))}
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """In an adjustment round: a mask with as many active groups as the server's."""
         specs = super().expect(server, t)
         if not self.counts(server.model, t, server.training.rounds):
             return specs
-        mask = exchange.mask(server.model)
-        return specs | {"mask": BitmapSpec(size=len(mask), count=int(torch.count_nonzero(mask)))}
+        active = sum(layer.topology.nnz for layer in server.layers.values()) // self.granularity
+        return specs | {"mask": BitmapSpec(size=exchange.group_count(server.model), count=active)}
 
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """In an adjustment round: refuse a mask of other counts a layer, and turn weights into coordinates."""

@@ -1,7 +1,8 @@
 """Clients whose masks differ: their weights as coordinates, one for each weight of the sparse layers, active or not.
 
 The coordinates of a layer are the row-major indices of its dense weight, and the layers follow one another in the order
-of `model.named_modules()`. On the wire such a report is the client's own mask (one bit a group) and its K values.
+of `model.named_modules()`. On the wire such a report is the client's own mask (one bit a group) and its K values. In
+memory only coordinates exist that somebody has: nothing is as large as the dense weights, but a bit for each.
 """
 
 from __future__ import annotations
@@ -18,23 +19,59 @@ from fedsparse.federated.validate import UpdateError
 from fedsparse.nn import sparse_layers
 from fedsparse.pruning import keep_largest
 from fedsparse.topology import Topology
-from fedsparse.wire import Bitmap, Masked, Section, Values
+from fedsparse.wire import Bitmap, Bits, Masked, Section, Values
 
 if TYPE_CHECKING:
     from fedsparse.federated.server import Server
     from fedsparse.federated.total import Total
 
 
+def size(model: nn.Module) -> int:
+    """The number of coordinates."""
+    return sum(layer.topology.numel for layer in sparse_layers(model).values())
+
+
 def split(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
-    """Cut a vector of coordinates [n] into the dense weight of each sparse layer."""
+    """Cut a vector with an entry for each coordinate into a view of each layer's dense shape."""
     layers = sparse_layers(model)
     pieces = vector.split([layer.topology.numel for layer in layers.values()])
     return {name: piece.view(layer.weight_shape) for (name, layer), piece in zip(layers.items(), pieces)}
 
 
-def weights(model: nn.Module) -> Tensor:
-    """All weights of the sparse layers, 0 where inactive: float32 [n] on the CPU."""
-    return torch.cat([layer.dense_weight().flatten().cpu() for layer in sparse_layers(model).values()])
+def by_layer(model: nn.Module, places: Tensor) -> dict[str, tuple[slice, Tensor]]:
+    """Of sorted coordinates: which of them are a layer's, and these as indices into its dense weight, by name."""
+    found, start = {}, 0
+    for name, layer in sparse_layers(model).items():
+        end = start + layer.topology.numel
+        low, high = (int(at) for at in torch.searchsorted(places, torch.tensor([start, end])))
+        found[name] = slice(low, high), places[low:high] - start
+        start = end
+    return found
+
+
+def active(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """The coordinates of the active weights, sorted int64 [K], and the weights, float32 [K], on the CPU."""
+    places, values, start = [], [], 0
+    for layer in sparse_layers(model).values():
+        places.append(layer.topology.flat().cpu() + start)
+        values.append(layer.values.detach().cpu())
+        start += layer.topology.numel
+    return torch.cat(places), torch.cat(values)
+
+
+def look_up(places: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+    """For each of `wanted` the value [u] whose place (sorted int64 [u]) it is, 0 where it is none."""
+    if not len(places):
+        return values.new_zeros(len(wanted))
+    at = torch.searchsorted(places, wanted).clamp_(max=len(places) - 1)
+    return torch.where(places[at] == wanted, values[at], 0)
+
+
+def movement(before: tuple[Tensor, Tensor], model: nn.Module) -> tuple[Tensor, Tensor]:
+    """What became of the weights that were `active` before: the coordinates active then or now, and the differences."""
+    now = active(model)
+    places = torch.unique(torch.cat([before[0], now[0]]))
+    return places, look_up(*now, places) - look_up(*before, places)
 
 
 def of_groups(model: nn.Module, groups: Tensor) -> Tensor:
@@ -50,10 +87,10 @@ def of_groups(model: nn.Module, groups: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def of_mask(model: nn.Module, bits: Tensor) -> Tensor:
-    """The mask of the whole model, one bit a group, as bool [n] over coordinates."""
-    mask = torch.zeros(sum(layer.topology.numel for layer in sparse_layers(model).values()), dtype=torch.bool)
-    mask[of_groups(model, bits.nonzero().flatten()).flatten()] = True
+def of_bits(model: nn.Module, bits: Bits) -> Bits:
+    """The mask of the whole model, a bit a group, as a bit a coordinate."""
+    mask = Bits.zeros(size(model))
+    mask.put(of_groups(model, torch.from_numpy(bits.indices())).flatten().numpy())
     return mask
 
 
@@ -65,13 +102,12 @@ def digest(server: Server, sections: Mapping[str, Section]) -> dict[str, Section
     mask, parameters = sections["mask"], sections["parameters"]
     if not isinstance(mask, Bitmap) or not isinstance(parameters, Values):
         raise UpdateError("mask and parameters must be a Bitmap and Values")
-    bits = torch.as_tensor(mask.mask)
-    for name, (groups,) in exchange.split_by_layer(server.model, bits.nonzero().flatten()).items():
+    for name, (groups,) in exchange.split_by_layer(server.model, torch.from_numpy(mask.bits.indices())).items():
         topology = server.layers[name].topology
         if len(groups) * topology.granularity != topology.nnz:
             raise UpdateError(f"mask has {len(groups) * topology.granularity} weights in {name}, not {topology.nnz}")
     values, rest = exchange.split_parameters(server.model, parameters.tensor())
-    by_coordinate = Masked(of_mask(server.model, bits), torch.cat([values[name] for name in server.layers]))
+    by_coordinate = Masked(of_bits(server.model, mask.bits), torch.cat([values[name] for name in server.layers]))
     others = {name: section for name, section in sections.items() if name not in ("mask", "parameters")}
     return {"weights": by_coordinate, "rest": Values(rest), **others}
 
@@ -86,7 +122,7 @@ def check_norm(server: Server, sections: Mapping[str, Section], bound: float) ->
         square = float((parameters.tensor() - before).double().square().sum())
     held, rest = sections.get("weights"), sections.get("rest")
     if isinstance(held, Masked) and isinstance(rest, Values):
-        ours = weights(server.model)[torch.as_tensor(held.mask)]
+        ours = look_up(*active(server.model), torch.from_numpy(held.bits.indices()))
         _, dense = exchange.split_parameters(server.model, before)
         square = sum(float((a - b).double().square().sum()) for a, b in ((held.tensor(), ours), (rest.tensor(), dense)))
     if not square <= bound**2:
@@ -97,12 +133,12 @@ def check_norm(server: Server, sections: Mapping[str, Section], bound: float) ->
 class Merged:
     """A mean over clients whose masks differ.
 
-    weights: float32 [n], 0 where nobody has the coordinate; held: bool [n], where somebody has; rest, buffers: vectors
-    of the dense parameters and norm statistics.
+    places: the coordinates that somebody has, sorted int64 [u]; weights: float32 [u]; rest, buffers: vectors of the
+    dense parameters and norm statistics.
     """
 
+    places: Tensor
     weights: Tensor
-    held: Tensor
     rest: Tensor
     buffers: Tensor
 
@@ -112,18 +148,19 @@ def merge(server: Server, total: Total, idle: int = 0) -> Merged:
 
     idle: samples of clients that are counted besides, with the server's present mask and weights.
     """
-    merged, share = total.masked("weights")
-    held = share > 0
+    places, merged, share = total.masked("weights")
     if idle:
-        mine = of_mask(server.model, exchange.mask(server.model))
-        theirs, old = share[mine].double(), idle / total.accepted
-        summed = theirs * merged[mine] + old * weights(server.model)[mine]
-        merged[mine] = (summed / (theirs + old)).float()
-        held |= mine
+        mine, weights = active(server.model)
+        union = torch.unique(torch.cat([places, mine]))
+        merged, share = (look_up(places, numbers, union) for numbers in (merged, share))
+        own, old = torch.searchsorted(union, mine), idle / total.accepted
+        theirs = share[own].double()
+        merged[own] = ((theirs * merged[own] + old * weights) / (theirs + old)).float()
+        places = union
     _, rest = exchange.split_parameters(server.model, exchange.parameters(server.model))
     buffers = exchange.buffers(server.model)
     return Merged(
-        merged, held, mean_with_idle(total, "rest", rest, idle), mean_with_idle(total, "buffers", buffers, idle)
+        places, merged, mean_with_idle(total, "rest", rest, idle), mean_with_idle(total, "buffers", buffers, idle)
     )
 
 
@@ -136,11 +173,10 @@ def mean_with_idle(total: Total, name: str, now: Tensor, idle: int) -> Tensor:
 def load_largest(server: Server, merged: Merged) -> None:
     """Prune the union of the masks by magnitude to each layer's number of active weights, and load what is left."""
     topologies, values = {}, {}
-    merged_weights, held = split(server.model, merged.weights), split(server.model, merged.held)
-    for name, layer in server.layers.items():
-        union = Topology.from_mask(held[name], layer.granularity)
-        count = layer.topology.nnz // layer.granularity
-        topologies[name] = keep_largest(union, union.pack(merged_weights[name]), count)
-        values[name] = topologies[name].pack(merged_weights[name])
+    for name, (which, local) in by_layer(server.model, merged.places).items():
+        layer, weights = server.layers[name], merged.weights[which]
+        union = Topology.from_flat(local, layer.weight_shape, layer.granularity)
+        topologies[name] = keep_largest(union, weights, layer.topology.nnz // layer.granularity)
+        values[name] = look_up(local, weights, topologies[name].flat())
     server.change_masks(topologies)
     server.load(exchange.join_parameters(server.model, values, merged.rest), merged.buffers)

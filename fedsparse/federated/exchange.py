@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.nn.walk import buffers_of, parameters_of
 from fedsparse.pruning import active_groups, from_groups
-from fedsparse.wire import Bitmap, Carrier, Quantised, Section, Values
+from fedsparse.wire import Bitmap, Bits, Carrier, Quantised, Section, Values
 
 
 def parameters(model: nn.Module) -> Tensor:
@@ -40,10 +40,15 @@ def counters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def mask(model: nn.Module) -> Tensor:
-    """The masks of all sparse layers as one bool vector over groups, on the CPU."""
-    bits = torch.zeros(group_count(model), dtype=torch.bool)
+    """The masks of all sparse layers as one bool vector over groups, on the CPU. Nothing of a run makes it whole."""
+    return torch.from_numpy(mask_bits(model).mask())
+
+
+def mask_bits(model: nn.Module) -> Bits:
+    """The masks of all sparse layers, a bit a group."""
+    bits, layers = Bits.zeros(group_count(model)), sparse_layers(model)
     for name, start in offsets(model).items():
-        bits[active_groups(sparse_layers(model)[name].topology).cpu() + start] = True
+        bits.put(active_groups(layers[name].topology).cpu().numpy() + start)
     return bits
 
 
@@ -115,13 +120,13 @@ def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
     return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)
 
 
-def load_mask(model: nn.Module, bits: Tensor, names: Sequence[str], granularity: int) -> None:
+def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: int) -> None:
     """Give the named layers the masks that `bits` says, making layers sparse that were dense."""
     layers = {name: layer for name, layer in prunable(model, last=True).items() if name in names}
     dense_masks: dict[str, Tensor] = {}
     start = 0
     for name, layer in layers.items():
-        groups = bits[start : start + _groups(layer, granularity)].nonzero().flatten()
+        groups = torch.from_numpy(bits.between(start, start + _groups(layer, granularity)))
         start += _groups(layer, granularity)
         topology = from_groups(groups, _shape(layer), granularity)
         if isinstance(layer, SparseLayer):
@@ -135,7 +140,7 @@ def load_mask(model: nn.Module, bits: Tensor, names: Sequence[str], granularity:
 def load(model: nn.Module, sections: Mapping[str, Section], names: Sequence[str] = (), granularity: int = 1) -> None:
     """Load what is there of `mask`, `parameters` and `buffers`."""
     if isinstance(bits := sections.get("mask"), Bitmap):
-        load_mask(model, torch.as_tensor(bits.mask), names, granularity)
+        load_mask(model, bits.bits, names, granularity)
     if isinstance(vector := sections.get("parameters"), Values):
         load_parameters(model, vector.tensor())
     if isinstance(vector := sections.get("buffers"), Values):

@@ -16,10 +16,12 @@ from fedsparse.nn import (
     Growth,
     SparseLayer,
     collect_growth,
-    largest_inactive,
+    growth_search,
     sparse_layers,
     visit_gradients,
 )
+from fedsparse.topology import Topology
+from fedsparse.wire import Bits
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor]
 Batches = Callable[[], Iterator[Batch]]
 """Makes a new pass over the same minibatches at each call."""
+SUMMED = 1 << 20
+"""Weights whose gradients are summed over minibatches at a time, 4 MiB of them."""
 
 
 def find_growth(
@@ -40,8 +44,8 @@ def find_growth(
 
     directions: as `nn.collect_growth` takes them. Passes in the model's present mode that leave no trace: no gradients,
     and the norm statistics as they were. Of one minibatch no dense gradient is held. Of several, one minibatch at a
-    time, those of some layers are summed, together at most as large as the largest layer's, and each such portion of
-    the layers takes a pass over the data; batch norm uses each minibatch's own statistics, as in training. What the
+    time, those of some rows of some layers are summed, at most `SUMMED` weights, and each such portion takes a pass
+    over the data; batch norm uses each minibatch's own statistics, as in training. What the
     client takes in pieces counts as several minibatches.
     """
 
@@ -69,41 +73,45 @@ def _find_over_batches(
     directions: Mapping[str, Tensor] | None,
 ) -> dict[str, Growth]:
     layers = {name: layer for name, layer in sparse_layers(client.model).items() if name in counts}
-    found = {}
-    for names in portions({name: layer.topology.numel for name, layer in layers.items()}):
-        for name, gradient in _mean_gradients(client, method, {name: layers[name] for name in names}, batches).items():
-            direction = None if directions is None else directions[name]
-            found[name] = largest_inactive(layers[name], gradient, counts[name], direction)
-    return found
+    signs: Mapping[str, Tensor | None] = dict.fromkeys(layers) if directions is None else directions
+    searches = {n: growth_search(layer, counts[n], signs[n]) for n, layer in layers.items()}
+    for rows in portions({name: layer.topology for name, layer in layers.items()}):
+        for name, gradient in _mean_gradients(client, method, layers, rows, batches).items():
+            searches[name].look_at(rows[name].start, gradient)
+    return {name: Growth(*search.found()) for name, search in searches.items()}
 
 
 def _mean_gradients(
-    client: Client, method: Method, layers: Mapping[str, SparseLayer], batches: Batches
+    client: Client, method: Method, layers: Mapping[str, SparseLayer], rows: Mapping[str, slice], batches: Batches
 ) -> dict[str, Tensor]:
-    """The dense gradient of each layer of the mean loss over all targets of the batches."""
+    """Rows of the dense gradient of layers of the mean loss over all targets of the batches."""
     sums: dict[str, Tensor] = {}
     targets = 0
 
     def add(name: str, gradient: Tensor) -> None:
         sums[name] = sums[name].add_(gradient) if name in sums else gradient
 
-    with visit_gradients(layers, add):
+    with visit_gradients({name: layers[name] for name in rows}, add, rows):
         for x, y in batches():
             (method.loss(client, client.model(x), y) * y.numel()).backward()
             targets += y.numel()
     return {name: gradient.div_(targets) for name, gradient in sums.items()}
 
 
-def portions(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Consecutive names in lists whose sizes add up to at most the largest size."""
-    limit = held = max(sizes.values(), default=0)
-    lists: list[list[str]] = []
-    for name, size in sizes.items():
-        if held + size > limit:
-            lists.append([])
-            held = 0
-        lists[-1].append(name)
-        held += size
+def portions(topologies: Mapping[str, Topology]) -> list[dict[str, slice]]:
+    """Consecutive rows of layers in portions of at most `SUMMED` weights, or one group of rows where that is more."""
+    lists: list[dict[str, slice]] = []
+    held = SUMMED
+    for name, topology in topologies.items():
+        V, start = topology.granularity, 0
+        width = topology.numel // topology.rows
+        while start < topology.rows:
+            if held + V * width > SUMMED:
+                lists.append({})
+                held = 0
+            count = min(topology.rows - start, max(V, (SUMMED - held) // width // V * V))
+            lists[-1][name] = slice(start, start + count)
+            held, start = held + count * width, start + count
     return lists
 
 
@@ -119,10 +127,10 @@ def join_groups(model: nn.Module, groups: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 
 
-def check_growth(model: nn.Module, what: str, groups: Tensor, counts: Mapping[str, int], mask: Tensor) -> None:
+def check_growth(model: nn.Module, what: str, groups: Tensor, counts: Mapping[str, int], mask: Bits) -> None:
     """Refuse (UpdateError) groups of the whole model that are not `counts[name]` a layer, all inactive in `mask`."""
     for name, (local,) in exchange.split_by_layer(model, groups).items():
         if len(local) != counts.get(name, 0):
             raise UpdateError(f"{what} has {len(local)} weights in {name}, not {counts.get(name, 0)}")
-    if mask[groups].any():
+    if mask.holds(groups.numpy()).any():
         raise UpdateError(f"{what} names a weight that is active already")

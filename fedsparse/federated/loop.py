@@ -161,7 +161,7 @@ class Loop:
         self.records, self.budget.trials = records, start.facts["trials"]
         if mask_change.MASK in self.server.state:
             # The clients have it and are not charged again, but the processes that stand for them are new.
-            mask = Bitmap(self.server.state[mask_change.MASK])
+            mask = Bitmap(mask_change.sent_mask(self.server))
             self.workers.send(Tag.MASK, encode("mask", len(records), SERVER, {"mask": mask}))
 
     def result(self, status: str, total_seconds: float) -> Record:

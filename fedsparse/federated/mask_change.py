@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsparse.federated import exchange
-from fedsparse.wire import Bitmap, Indices, Section, Values, WireError, checksum, encode
+from fedsparse.wire import Bitmap, Bits, Indices, Section, Values, WireError, checksum, encode
 
 if TYPE_CHECKING:
     from fedsparse.federated.server import Server
@@ -23,30 +22,33 @@ SERVER = -1
 MASK, VERSION = "sent mask", "sent mask version"
 
 
-def change(old: Tensor, new: Tensor) -> dict[str, Section]:
-    """The sections by which a holder of `old` gets `new`: bool [groups] both."""
-    pruned = (~new[old]).nonzero().flatten()
-    grown = new[~old].nonzero().flatten()
-    active = int(torch.count_nonzero(old))
+def change(old: Bits, new: Bits) -> dict[str, Section]:
+    """The sections by which a holder of `old` gets `new`, a bit a group."""
+    pruned, grown = old.without(new).indices(), new.without(old).indices()
     return {
-        "base": Values(np.array([checksum(old.numpy())])),
-        "pruned": Indices(pruned, active),
-        "grown": Indices(grown, len(old) - active),
+        "base": Values(np.array([checksum(old.data)])),
+        "pruned": Indices(old.ranks(pruned), old.count),
+        "grown": Indices(old.ranks(grown, held=False), len(old) - old.count),
     }
 
 
-def apply(old: Tensor, sections: Mapping[str, Section]) -> Tensor:
-    """The mask bool [groups] that `sections` make of `old`; WireError where they belong to another mask."""
+def apply(old: Bits, sections: Mapping[str, Section]) -> Bits:
+    """The mask that `sections` make of `old`; WireError where they belong to another mask."""
     base, pruned, grown = sections.get("base"), sections.get("pruned"), sections.get("grown")
     if not (isinstance(base, Values) and isinstance(pruned, Indices) and isinstance(grown, Indices)):
         raise WireError("a change of mask has the sections base, pruned and grown")
-    active = int(torch.count_nonzero(old))
-    if base.array.tolist() != [checksum(old.numpy())] or (pruned.size, grown.size) != (active, len(old) - active):
+    if base.array.tolist() != [checksum(old.data)] or (pruned.size, grown.size) != (old.count, len(old) - old.count):
         raise WireError("the change of mask belongs to another mask than the receiver's")
-    new = old.clone()
-    new[old.nonzero().flatten()[torch.as_tensor(pruned.indices)]] = False
-    new[(~old).nonzero().flatten()[torch.as_tensor(grown.indices)]] = True
+    new = old.copy()
+    new.put(old.at_ranks(pruned.indices), held=False)
+    new.put(old.at_ranks(grown.indices, held=False))
     return new
+
+
+def sent_mask(server: Server) -> Bits:
+    """The mask that was sent last."""
+    size = exchange.mask_size(server.model, server.names, server.granularity)
+    return Bits(server.state[MASK].numpy(), size)
 
 
 def messages(server: Server, t: int, clients: Sequence[int]) -> list[tuple[bytes, list[int]]]:
@@ -59,12 +61,13 @@ def messages(server: Server, t: int, clients: Sequence[int]) -> list[tuple[bytes
     behind = [id for id in clients if server.known.get(id) != version]
     if not behind:
         return []
-    new = exchange.mask(server.model)
+    new = exchange.mask_bits(server.model)
     last = int(state[VERSION]) if VERSION in state else version
     recent = [id for id in behind if last != version and server.known.get(id) == last]
     whole = encode("mask", t, SERVER, {"mask": Bitmap(new)})
-    short = encode("mask", t, SERVER, change(state[MASK], new)) if recent else whole
-    state |= {MASK: new, VERSION: torch.tensor(version)} if last != version or VERSION not in state else {}
+    short = encode("mask", t, SERVER, change(sent_mask(server), new)) if recent else whole
+    if last != version or VERSION not in state:
+        state |= {MASK: torch.from_numpy(new.data), VERSION: torch.tensor(version)}
     server.known.update(dict.fromkeys(behind, version))
     if len(short) >= len(whole):
         return [(whole, behind)]

@@ -17,7 +17,7 @@ from fedsparse.federated.opening import ask_one
 from fedsparse.federated.pruning_method import PruningMethod
 from fedsparse.federated.seeds import derive, torch_generator
 from fedsparse.pruning import Distribution, masks_from_scores, score
-from fedsparse.wire import Bitmap, BitmapSpec, Section
+from fedsparse.wire import Bitmap, BitmapSpec, Bits, Section
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -66,7 +66,7 @@ class MaskedMethod(PruningMethod):
         sections = exchange.sections(server.model, server.wire, derive(server.seed, "wire/score_mask"))
         size = exchange.mask_size(server.model, server.names, self.granularity)
         total = ask_one(ask, server, "score_mask", sections, {"mask": BitmapSpec(size=size)})
-        server.set_mask_bits(total.mean("mask") > 0.5)
+        server.set_mask_bits(Bits.of_mask((total.mean("mask") > 0.5).numpy()))
 
     def score_mask(self, client: Client, sections: Sections) -> dict[str, Section]:
         """On the client: score the dense weights on its own data and send the mask of the highest."""

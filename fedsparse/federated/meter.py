@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -34,19 +35,42 @@ class Peak:
     @contextmanager
     def measure(self, model: nn.Module) -> Iterator[None]:
         """Count what is alive in the context beyond what was at its start, plus the model's own tensors."""
-        held = model_bytes(model)
-        device = parameters_of(model)[0].device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            yield
-            beyond = torch.cuda.max_memory_allocated(device) - before
+        held, counter = model_bytes(model), Counter(parameters_of(model)[0].device)
+        counter.reset()
+        before = counter.live()
+        yield
+        self.bytes = max(self.bytes, held + counter.peak() - before)
+
+
+class Counter:
+    """Bytes of tensors on a device, as its allocator counts them, and the time when all work on it is done.
+
+    On CUDA torch's own figures, on the CPU those of `live_bytes`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.cuda = device, device.type == "cuda"
+
+    def live(self) -> int:
+        """Bytes alive."""
+        return torch.cuda.memory_allocated(self.device) if self.cuda else live_bytes()
+
+    def peak(self) -> int:
+        """The most that were alive since `reset`."""
+        return torch.cuda.max_memory_allocated(self.device) if self.cuda else peak_bytes()
+
+    def reset(self) -> None:
+        """Set `peak` to what is alive."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
         else:
             reset_peak()
-            before = live_bytes()
-            yield
-            beyond = peak_bytes() - before
-        self.bytes = max(self.bytes, held + beyond)
+
+    def now(self) -> float:
+        """Seconds, as `time.perf_counter`, once the device has done what it was given."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def live_bytes() -> int:
@@ -57,6 +81,16 @@ def live_bytes() -> int:
 def peak_bytes() -> int:
     """The most that `live_bytes` was since `reset_peak`."""
     return int(_cpu_meter().fedsparse_meter_peak())
+
+
+def largest_bytes() -> int:
+    """The size of the largest CPU tensor made since `reset_largest`, kernels' scratch included."""
+    return int(_cpu_meter().fedsparse_meter_largest())
+
+
+def reset_largest() -> None:
+    """Set `largest_bytes` to 0."""
+    _cpu_meter().fedsparse_meter_reset_largest()
 
 
 def reset_peak() -> None:
@@ -108,7 +142,7 @@ def _cpu_meter() -> Any:
     if not path.exists():
         raise RuntimeError(f"the memory meter {path.name} is not built: install fedsparse with `pip install .`")
     library = ctypes.CDLL(str(path))
-    for name in ("fedsparse_meter_live", "fedsparse_meter_peak"):
+    for name in ("fedsparse_meter_live", "fedsparse_meter_peak", "fedsparse_meter_largest"):
         getattr(library, name).restype = ctypes.c_int64
     library.fedsparse_meter_install()
     return library

@@ -33,12 +33,12 @@ def ask_one(ask: Ask, server: Server, task: str, sections: Sections, expect: Map
 
 def check_model(model: nn.Module, mask: Bitmap, parameters: Section) -> None:
     """Refuse (UpdateError) an answer whose mask and parameters are no model with a weight in each layer."""
-    layers, bits = sparse_layers(model), torch.as_tensor(mask.mask)
+    layers = sparse_layers(model)
     active = sum(layer.topology.nnz for layer in layers.values())
     V = next(iter(layers.values())).granularity
-    expected = sum(p.numel() for p in model.parameters()) - active + V * int(torch.count_nonzero(bits))
+    expected = sum(p.numel() for p in model.parameters()) - active + V * mask.bits.count
     if not isinstance(parameters, Values) or len(parameters.array) != expected:
         raise UpdateError(f"its mask makes a model of {expected} parameters, and it has another number of them")
-    for name, (groups,) in exchange.split_by_layer(model, bits.nonzero().flatten()).items():
+    for name, (groups,) in exchange.split_by_layer(model, torch.from_numpy(mask.bits.indices())).items():
         if len(groups) == 0:
             raise UpdateError(f"its mask leaves {name} without weights")

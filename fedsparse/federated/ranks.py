@@ -13,6 +13,7 @@ from fedsparse.federated.mpi_workers import MPIWorkers, serve
 from fedsparse.federated.result import Record
 from fedsparse.federated.running import run
 from fedsparse.federated.status import Status
+from fedsparse.nn import dense_passes
 
 
 def run_on_ranks(
@@ -34,7 +35,8 @@ def run_on_ranks(
         atexit.register(link.leave)
     try:
         if link.rank:
-            serve(link, worker_of(experiment), experiment.failures.patience)
+            with dense_passes(experiment.training.dense_passes):
+                serve(link, worker_of(experiment), experiment.failures.patience)
             return None
         samples = [len(part) for part in experiment.parts]
         workers = MPIWorkers(link, samples, experiment.failures)

@@ -107,16 +107,19 @@ class Sorted(Kept):
         share = torch.stack([~row.isnan() for row in rows]).float().mean(0)
         return union, self._middle(rows) * share
 
-    def masked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Per coordinate the middle over those that hold it (0 where nobody does), and their share of the samples."""
-        rows, share = [], torch.zeros(0)
-        for id, section in zip(sorted(self.reports), self.sent(name)):
-            if isinstance(section, Masked):
-                mask = torch.as_tensor(section.mask)
-                rows.append(torch.full((len(mask),), torch.nan).masked_scatter_(mask, section.tensor().float()))
-                weight = self.weights[id] / self.accepted
-                share = mask * weight if not len(share) else share + mask * weight
-        return self._middle(rows), share
+    def masked(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the coordinates that any client has, the middle over those that do, and their share of the samples."""
+        sent = {id: s for id, s in zip(sorted(self.reports), self.sent(name)) if isinstance(s, Masked)}
+        places = {id: torch.from_numpy(section.bits.indices()) for id, section in sent.items()}
+        union = torch.unique(torch.cat(list(places.values())))
+        rows, share = [], torch.zeros(len(union))
+        for id, section in sent.items():
+            own = torch.searchsorted(union, places[id])
+            row = torch.full((len(union),), torch.nan)
+            row[own] = section.tensor().float()
+            rows.append(row)
+            share[own] += self.weights[id] / self.accepted
+        return union, self._middle(rows), share
 
     def _middle(self, rows: list[Tensor]) -> Tensor:
         """Rows [...] of float32, NaN where a report lacks the coordinate, to the middle of each coordinate."""
@@ -178,11 +181,10 @@ class Krum(Kept):
     def chosen(self) -> int:
         """The client whose report stands; the lowest id of several."""
         ids = sorted(self.reports)
-        models = [_model(self.reports[id]) for id in ids]
         nearest = min(max(1, len(ids) - self.attackers - 2), len(ids) - 1)
         scores = []
-        for one in models:
-            distances = torch.stack([(one - other).double().square().sum() for other in models])
+        for one in ids:
+            distances = torch.stack([_square_distance(self.reports[one], self.reports[other]) for other in ids])
             # The smallest is the distance to itself.
             scores.append(float(distances.sort().values[1 : nearest + 1].sum()))
         return ids[min(range(len(ids)), key=scores.__getitem__)]
@@ -195,7 +197,7 @@ class Krum(Kept):
         """The chosen report's pairs."""
         return super().pairs(name) if name in self._pairs else self._one().pairs(name)
 
-    def masked(self, name: str) -> tuple[Tensor, Tensor]:
+    def masked(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """The chosen report's coordinates."""
         return self._one().masked(name)
 
@@ -209,14 +211,16 @@ class Krum(Kept):
         return self._standing
 
 
-def _model(sections: Mapping[str, Section]) -> Tensor:
-    """The model that a report stands for, as one vector."""
-    parts = []
+def _square_distance(one: Mapping[str, Section], other: Mapping[str, Section]) -> Tensor:
+    """The squared distance of the models that two reports stand for: float64 []."""
+    total = torch.zeros((), dtype=torch.float64)
     for name in ("parameters", "weights", "rest"):
-        section = sections.get(name)
-        if isinstance(section, Masked):
-            mask = torch.as_tensor(section.mask)
-            parts.append(torch.zeros(len(mask)).masked_scatter_(mask, section.tensor().float()))
-        elif isinstance(section, Values):
-            parts.append(section.tensor().float().flatten())
-    return torch.cat(parts) if parts else torch.zeros(0)
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Masked) and isinstance(b, Masked):
+            places = [torch.from_numpy(section.bits.indices()) for section in (a, b)]
+            union, at = torch.unique(torch.cat(places), return_inverse=True)
+            signed = torch.cat([a.tensor().float(), -b.tensor().float()])
+            total += torch.zeros(len(union)).index_add_(0, at, signed).double().square().sum()
+        elif isinstance(a, Values) and isinstance(b, Values):
+            total += (a.tensor().float() - b.tensor().float()).double().square().sum()
+    return total

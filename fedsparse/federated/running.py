@@ -14,6 +14,7 @@ from fedsparse.federated.loop import Loop
 from fedsparse.federated.result import Record
 from fedsparse.federated.status import Status, Teller
 from fedsparse.federated.workers import Workers
+from fedsparse.nn import dense_passes
 
 
 def run(
@@ -32,6 +33,18 @@ def run(
     found in `out`: the run goes on from there, bit for bit as if it had never stopped. Ctrl-C ends the run after what
     is done, status "interrupted".
     """
+    with dense_passes(experiment.training.dense_passes):
+        return _run(experiment, out, on_round, workers, start, on_status)
+
+
+def _run(
+    experiment: Experiment,
+    out: Path | None,
+    on_round: Callable[[Record], None] | None,
+    workers: Callable[[Experiment], Workers] | None,
+    start: Checkpoint | None,
+    on_status: Callable[[Status], None] | None,
+) -> Record:
     loop = Loop(experiment, workers, Teller(out, on_status))
     begun = time.perf_counter() - (start.facts["seconds"] if start is not None else 0.0)
     status = "complete"

@@ -18,7 +18,7 @@ from fedsparse.federated.seeds import derive
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.nn.walk import buffers_of, parameters_of
 from fedsparse.topology import Topology
-from fedsparse.wire import Carrier, Section, Values, decode, encode
+from fedsparse.wire import Bits, Carrier, Section, Values, decode, encode
 
 LOGITS = 2**23
 """The most logits that an evaluation holds at once: 32 MB."""
@@ -73,8 +73,8 @@ class Server:
         sparsify(self.model, masks=masks, granularity=self.granularity)
         self.mask_version += 1
 
-    def set_mask_bits(self, bits: Tensor) -> None:
-        """Make the named layers sparse with the masks of one bool vector over groups (see `exchange`)."""
+    def set_mask_bits(self, bits: Bits) -> None:
+        """Make the named layers sparse with these masks, a bit a group (see `exchange`)."""
         exchange.load_mask(self.model, bits, self.names, self.granularity)
         self.mask_version += 1
 

@@ -86,7 +86,7 @@ class ServerGrowthMethod(PruningMethod, ABC):
     def digest(self, server: Server, sections: Sections, t: int) -> Sections:
         """Refuse growth that is not a_l inactive groups in each layer."""
         if isinstance(growth := sections.get("growth"), Pairs | Indices):
-            groups, active = torch.as_tensor(growth.indices), exchange.mask(server.model)
+            groups, active = torch.as_tensor(growth.indices), exchange.mask_bits(server.model)
             check_growth(server.model, "growth", groups, self.counts(server.model, t), active)
         return sections
 

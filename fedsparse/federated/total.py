@@ -62,11 +62,14 @@ class Total:
         indices, sums = self._pairs[name]
         return indices, self._real(sums)
 
-    def masked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Per coordinate sum_k p_k m_k x_k / sum_k p_k m_k (0 where nobody has it), and sum_k p_k m_k: float32 [n]."""
-        sums, weights = self._masked[name]
-        mean = torch.where(weights > 0, sums.double() / weights.clamp(min=1).double(), 0.0)
-        return mean.float(), self._real(weights)
+    def masked(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the coordinates that any client has, sorted int64 [u]: mean and share, float32 [u].
+
+        mean: sum_k p_k m_k x_k / sum_k p_k m_k; share: sum_k p_k m_k.
+        """
+        places, both = self._masked[name]
+        sums, weights = both.unbind(1)
+        return places, (sums.double() / weights.clamp(min=1).double()).float(), self._real(weights)
 
     def _real(self, fixed: Tensor) -> Tensor:
         if self.accepted == 0:
@@ -79,21 +82,27 @@ class Total:
         fixed_point.add(self._dense[name].numpy(), _floats(section), share * SCALE)
 
     def _add_masked(self, name: str, section: Masked, share: float) -> None:
-        mask, scale = section.mask, share * SCALE
-        if name not in self._masked:
-            zeros = torch.zeros(len(mask), dtype=torch.int64)
-            self._masked[name] = (zeros, zeros.clone())
-        sums, weights = (held.numpy() for held in self._masked[name])
-        fixed_point.add_where(sums, weights, mask, _floats(section), scale, round(scale))
+        fixed = _fixed(_floats(section), share)
+        both = torch.stack([fixed, torch.full_like(fixed, round(share * SCALE))], dim=1)
+        self._merge(self._masked, name, torch.from_numpy(section.bits.indices()), both)
 
     def _add_pairs(self, name: str, indices: Tensor, fixed: Tensor) -> None:
-        indices = indices.long()
-        if name in self._pairs:
-            before, sums = self._pairs[name]
-            merged, place = torch.unique(torch.cat([before, indices]), return_inverse=True)
-            fixed = fixed.new_zeros(len(merged), *fixed.shape[1:]).index_add_(0, place, torch.cat([sums, fixed]))
-            indices = merged
-        self._pairs[name] = (indices, fixed)
+        self._merge(self._pairs, name, indices.long(), fixed)
+
+    @staticmethod
+    def _merge(sums: dict[str, tuple[Tensor, Tensor]], name: str, indices: Tensor, fixed: Tensor) -> None:
+        """Add rows [a, ...] at sorted indices [a] to what is there by index."""
+        if name in sums:
+            before, there = sums[name]
+            if torch.equal(before, indices):
+                fixed = there.add_(fixed)
+            else:
+                merged, place = torch.unique(torch.cat([before, indices]), return_inverse=True)
+                old, new = place.split([len(before), len(indices)])
+                fixed = fixed.new_zeros(len(merged), *fixed.shape[1:]).index_add_(0, new, fixed)
+                fixed.index_add_(0, old, there)
+                indices = merged
+        sums[name] = (indices, fixed)
 
 
 def _floats(section: Values | Masked) -> Array:

@@ -55,7 +55,7 @@ class Worker:
         sections = decode(data).sections
         if "base" in sections:
             self._return_to_common_mask()
-            sections = {"mask": Bitmap(mask_change.apply(exchange.mask(self.model), sections))}
+            sections = {"mask": Bitmap(mask_change.apply(exchange.mask_bits(self.model), sections))}
         exchange.load(self.model, sections, self.names, self.method.granularity)
         self.common = {name: layer.topology for name, layer in sparse_layers(self.model).items()}
 
@@ -71,6 +71,7 @@ class Worker:
 
     def train(self, id: int) -> bytes:
         """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
+        self._return_to_common_mask()  # else what the client before had would be freed while this one is measured
         with self.peak.measure(self.model), self._draws_of("train", id):
             client = self._client(id)
             faults.reach("train", client.round)

@@ -116,13 +116,12 @@ class FedSGC(ClientMasksMethod):
         mask, gradients = sections.get("mask"), sections.get("gradients")
         if isinstance(mask, Bitmap) and isinstance(gradients, Pairs):
             counts = self.counts(server.model, t, server.training.rounds)
-            groups, bits = torch.as_tensor(gradients.indices), torch.as_tensor(mask.mask)
-            check_growth(server.model, "gradients", groups, counts, bits)
+            check_growth(server.model, "gradients", torch.as_tensor(gradients.indices), counts, mask.bits)
         return super().digest(server, sections, t)
 
     def update(self, server: Server, total: Total, t: int) -> None:
         """The mean with the idle clients' old model, in an adjustment round per coordinate; then D by its movement."""
-        before = coordinates.weights(server.model)
+        before = coordinates.active(server.model)
         adjusting = bool(self.counts(server.model, t, server.training.rounds))
         counted = self.idle == "always" or (self.idle == "adjusting" and adjusting)
         idle = sum(server.samples) - total.accepted if counted else 0
@@ -131,13 +130,14 @@ class FedSGC(ClientMasksMethod):
             groups, gradients = total.pairs("gradients")
             reported = torch.zeros_like(server.state["reported"])
             reported[coordinates.of_groups(server.model, groups).flatten()] = _sign(-gradients.flatten())
-            server.state["reported"] = reported.masked_fill_(merged.held, 0)
+            server.state["reported"] = reported.index_fill_(0, merged.places, 0)
             coordinates.load_largest(server, merged)
         else:
             now = {"parameters": exchange.parameters(server.model), "buffers": exchange.buffers(server.model)}
             server.load(*(coordinates.mean_with_idle(total, name, old, idle) for name, old in now.items()))
-        moved, reported = _sign(coordinates.weights(server.model) - before), server.state["reported"]
-        server.state["direction"] = torch.where(reported != 0, reported, moved)
+        places, moved = coordinates.movement(before, server.model)
+        server.state["direction"] = direction = server.state["reported"].clone()
+        direction[places] = torch.where(direction[places] != 0, direction[places], _sign(moved))
 
 
 def _sign(numbers: Tensor) -> Tensor:
@@ -145,6 +145,6 @@ def _sign(numbers: Tensor) -> Tensor:
 
 
 def _directions(client: Client) -> dict[str, Tensor]:
-    """D as the client received it: float32 of each layer's dense shape."""
+    """D as the client received it: int8 of each layer's dense shape."""
     signs = torch.as_tensor(cast(Ternary, client.received["direction"]).signs)
-    return coordinates.split(client.model, signs.float().to(client.device))
+    return coordinates.split(client.model, signs.to(client.device))

@@ -71,7 +71,7 @@ class FedTiny(ServerGrowthMethod):
             missing = 0
             candidate = sparsify(copy.deepcopy(server.model), masks=masks, granularity=self.granularity)
             weights: Sections = {
-                "mask": Bitmap(exchange.mask(candidate)),
+                "mask": Bitmap(exchange.mask_bits(candidate)),
                 "parameters": exchange.narrowed(candidate, server.wire, derive(server.seed, "wire/candidate")),
             }
             if batch_norms(candidate):

@@ -35,7 +35,7 @@ from fedsparse.federated.timing import seconds_of
 from fedsparse.nn import add_gradients, sparse_layers, sparsify
 from fedsparse.pruning import reconfigure
 from fedsparse.topology import Topology
-from fedsparse.wire import Bitmap, BitmapSpec, Section, Spec, Values, ValuesSpec
+from fedsparse.wire import Bitmap, BitmapSpec, Bits, Section, Spec, Values, ValuesSpec
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Client
@@ -91,7 +91,7 @@ class PruneFL(GradientNormsMethod):
             "buffers": ValuesSpec(size=server.buffer_count, dtype="float32"),
         }
         total = ask_one(ask, server, "prune_alone", sections, expect)
-        server.set_mask_bits(total.mean("mask") > 0.5)
+        server.set_mask_bits(Bits.of_mask((total.mean("mask") > 0.5).numpy()))
         server.load(total.mean("parameters"), total.mean("buffers"))
 
     def prune_alone(self, client: Client, sections: Sections) -> dict[str, Section]:
@@ -99,7 +99,7 @@ class PruneFL(GradientNormsMethod):
         model = client.model.train()
         seconds = cast(Values, sections["seconds"]).tensor()
         size, started, stable = exchange.group_count(model), False, 0
-        exchange.load_mask(model, torch.ones(size, dtype=torch.bool), self.prunes(model), self.granularity)
+        exchange.load_mask(model, Bits.all(size), self.prunes(model), self.granularity)
         exchange.load(model, sections)
         batches = chain.from_iterable(client.batches(f"initial {p}", client.training.augment) for p in count())
         with add_gradients(model, client.memory, torch.square):
@@ -108,11 +108,11 @@ class PruneFL(GradientNormsMethod):
                 started = started or accuracy >= self.start_accuracy / client.data.classes
                 if started:
                     self._reconfigure(client, seconds)
-                    before, size = size, int(exchange.mask(model).sum())
+                    before, size = size, exchange.mask_bits(model).count
                     stable = stable + 1 if abs(size / before - 1) <= self.tolerance else 0
                 if stable == self.patience:
                     break
-        return {"mask": Bitmap(exchange.mask(model))} | exchange.sections(model, "fp32", 0)
+        return {"mask": Bitmap(exchange.mask_bits(model))} | exchange.sections(model, "fp32", 0)
 
     def _train(self, client: Client, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """Train on the batches; the share of targets that the model got right before each step."""

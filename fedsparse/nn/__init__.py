@@ -3,12 +3,13 @@
 import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocked)
 from fedsparse.nn.activation_store import Store
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
-from fedsparse.nn.growth import Growth, add_gradients, collect_growth, largest_inactive, visit_gradients
+from fedsparse.nn.growth import Growth, add_gradients, collect_growth, growth_search, visit_gradients
 from fedsparse.nn.kept import pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.norms import batch_norms, refresh_norms
 from fedsparse.nn.region import Blocked, use_region
 from fedsparse.nn.scaled_pruning import prune_activations
+from fedsparse.ops.dispatch import dense_passes
 
 __all__ = [
     "Blocked",
@@ -20,9 +21,10 @@ __all__ = [
     "add_gradients",
     "batch_norms",
     "collect_growth",
+    "dense_passes",
     "densify",
     "explain",
-    "largest_inactive",
+    "growth_search",
     "pack_relu_outputs",
     "prunable",
     "prune_activations",

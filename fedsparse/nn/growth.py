@@ -1,5 +1,6 @@
 """Look, during an ordinary backward pass, at the gradients of inactive weights: one layer at a time."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,9 +33,9 @@ class Growth:
         return Growth(self.groups[chosen], self.gradients[chosen])
 
 
-def largest_inactive(layer: SparseLayer, gradient: Tensor, count: int, direction: Tensor | None = None) -> Growth:
-    """The `count` candidates of a layer by a gradient of the weight's dense shape; direction: as `collect_growth`'s."""
-    return Growth(*ops.grow_scores_of_gradient(gradient, layer.topology, count, direction))
+def growth_search(layer: SparseLayer, count: int, direction: Tensor | None = None) -> ops.GrowSearch:
+    """What finds the `count` candidates of a layer where its gradient comes some rows at a time."""
+    return ops.GrowSearch(layer.topology, count, direction)
 
 
 @contextmanager
@@ -63,18 +64,24 @@ def collect_growth(
 
 
 @contextmanager
-def visit_gradients(layers: Mapping[str, nn.Module], callback: Callable[[str, Tensor], None]) -> Iterator[None]:
+def visit_gradients(
+    layers: Mapping[str, nn.Module],
+    callback: Callable[[str, Tensor], None],
+    rows: Mapping[str, slice] | None = None,
+) -> Iterator[None]:
     """Within the context, each backward pass calls `callback(name, gradient)` at every layer, from output to input.
 
     gradient: of the layer's whole weight, inactive places too, in the dense shape; a new tensor that the callback may
-    change or keep. It is made while the backward pass stands at that layer, so that no more than one exists at a time
-    unless the callback keeps them. A layer that is used several times in a pass is visited once, with the sum.
+    change or keep. With `rows` only of these rows of each layer (its output channels), [rows, ...]. It is made while
+    the backward pass stands at that layer, so that no more than one exists at a time unless the callback keeps them. A
+    layer that is used several times in a pass is visited once, with the sum.
     """
 
     def hand_over(name: str, layer: SparseLayer, uses: list[Use]) -> None:
-        gradient = _dense_gradient(layer, *uses[0])
+        which = slice(0, layer.weight_shape[0]) if rows is None else rows[name]
+        gradient = _dense_gradient(layer, *uses[0], which)
         for use in uses[1:]:
-            gradient += _dense_gradient(layer, *use)
+            gradient += _dense_gradient(layer, *use, which)
         callback(name, gradient)
 
     with _at_each_layer(layers, layers, hand_over):
@@ -106,8 +113,18 @@ def add_gradients(
         yield
 
 
-def _dense_gradient(layer: SparseLayer, x: Tensor, g: Tensor) -> Tensor:
-    return g.T @ x if x.dim() == 2 else conv2d_weight(x, layer.weight_shape, g, **layer.geometry())
+def _dense_gradient(layer: SparseLayer, x: Tensor, g: Tensor, rows: slice) -> Tensor:
+    """Some rows of the gradient; of a convolution by tiles, since torch's scratch is several times what it computes."""
+    if x.dim() == 2:
+        return g[:, rows].T @ x
+    shape = layer.weight_shape[1:]
+    found = g.new_empty(rows.stop - rows.start, *shape)
+    for tile in ops.tiles(rows, math.prod(shape)):
+        part = g[:, tile].contiguous()
+        found[tile.start - rows.start : tile.stop - rows.start] = conv2d_weight(
+            x, (part.shape[1], *shape), part, **layer.geometry()
+        )
+    return found
 
 
 Use = tuple[Tensor, Tensor]

@@ -3,7 +3,7 @@
     linear       spmm, spmm_t, sddmm                       each a gradient of the others
     convolution  conv2d, conv2d_input, conv2d_weight       likewise
     layout       unpack, gather                            values to the dense weight and back
-    selection    topk, topk_segmented, grow_scores, grow_scores_of_gradient
+    selection    topk, topk_segmented, grow_scores, GrowSearch
     activations  pack_activation, relu                     what is kept of them for the backward pass
     blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
@@ -18,7 +18,7 @@ from fedsparse.ops.blocked_norm import batch_moments, batch_norm, group_moments,
 from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
-from fedsparse.ops.grow_scores import grow_scores, grow_scores_of_gradient
+from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
 from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
 from fedsparse.ops.relu_bits import relu
@@ -30,6 +30,7 @@ load_libraries()
 
 __all__ = [
     "BACKENDS",
+    "GrowSearch",
     "PackedActivation",
     "active_backend",
     "batch_moments",
@@ -46,7 +47,6 @@ __all__ = [
     "group_moments",
     "group_norm",
     "grow_scores",
-    "grow_scores_of_gradient",
     "is_forced",
     "measuring",
     "pack_activation",
@@ -54,6 +54,7 @@ __all__ = [
     "sddmm",
     "spmm",
     "spmm_t",
+    "tiles",
     "to_blocked",
     "topk",
     "topk_segmented",

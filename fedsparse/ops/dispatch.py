@@ -33,6 +33,7 @@ from fedsparse.ops.times import file_of_times, keep, known
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
 _measuring = False
+_dense_allowed = True
 
 
 class Pass(NamedTuple):
@@ -81,13 +82,16 @@ class Pass(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What runs a pass ("cpu" or "dense") and why: measured milliseconds by name, or the shipped crossover."""
+    """What runs a pass ("cpu" or "dense") and why: measured milliseconds by name, the shipped crossover, or `told`."""
 
     name: str
     times: Mapping[str, float]
     crossover: float
+    told: bool = False
 
     def __str__(self) -> str:
+        if self.told:
+            return f"{self.name} (dense passes are not allowed)"
         if self.times:
             measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.times.items())
             return f"{self.name} ({measured})"
@@ -95,7 +99,9 @@ class Choice(NamedTuple):
 
 
 def choose(work: Pass) -> Choice:
-    """The faster of "cpu" and "dense" for the pass."""
+    """The faster of "cpu" and "dense" for the pass; "cpu" where dense passes are not allowed."""
+    if not _dense_allowed:
+        return Choice("cpu", {}, crossover(work), told=True)
     return _choose(work, file_of_times(), torch.ops.fedsparse.isa())
 
 
@@ -196,6 +202,20 @@ def measuring() -> Iterator[None]:
         yield
     finally:
         _measuring = before
+
+
+@contextmanager
+def dense_passes(allowed: bool) -> Iterator[None]:
+    """Within the context passes may run on dense torch where that is faster, or never do.
+
+    A pass on dense torch unpacks its own layer's weight for its duration, or makes its gradient in that shape.
+    """
+    global _dense_allowed
+    before, _dense_allowed = _dense_allowed, allowed
+    try:
+        yield
+    finally:
+        _dense_allowed = before
 
 
 def milliseconds(call: Callable[[], Any], runs: int = 3) -> float:

@@ -9,7 +9,7 @@ serves other devices. No gradient.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,46 +107,58 @@ def grow_scores(
         _check(one, its, topology)
     geometry = [pair("grow_scores", n, s, m) for n, s, m in (("stride", stride, 1), ("padding", padding, 0))]
     geometry.append(pair("grow_scores", "dilation", dilation, 1))
-    return _best_of_tiles(lambda rows: _rows_of_gradient(uses, rows, topology, geometry), topology, count, direction)
+    search = GrowSearch(topology, count, direction)
+    for rows in tiles(slice(0, topology.rows), search.width, topology.granularity):
+        search.look_at(rows.start, _rows_of_gradient(uses, rows, topology, geometry))
+    return search.found()
 
 
-def grow_scores_of_gradient(
-    gradient: Tensor, topology: Topology, count: int, direction: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `grow_scores`, of a dense gradient that is there already, as where it was summed over minibatches.
+def tiles(rows: slice, width: int, granularity: int = 1) -> Iterator[slice]:
+    """Cut rows of `width` weights into tiles of at most `TILE` weights, or of one group of rows where that is more."""
+    step = max(1, TILE // max(1, width * granularity)) * granularity
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
-    gradient: of the weight's shape, inactive places too. The other arguments, the result and the errors are those of
-    `grow_scores`.
+
+class GrowSearch:
+    """The inactive weights with the largest |gradient| of a gradient that comes some rows at a time.
+
+    topology, count and direction are those of `grow_scores`, which also says what the result is.
     """
-    if tuple(gradient.shape) != tuple(topology.shape):
-        raise ValueError(
-            f"grow_scores_of_gradient: gradient must have shape {tuple(topology.shape)}, not {tuple(gradient.shape)}."
-        )
-    return _best_of_tiles(lambda rows: gradient[rows].flatten(1), topology, count, direction)
 
+    def __init__(self, topology: Topology, count: int, direction: Tensor | None = None) -> None:
+        if direction is not None and tuple(direction.shape) != tuple(topology.shape):
+            raise ValueError(
+                f"grow_scores: direction must have shape {tuple(topology.shape)}, not {tuple(direction.shape)}."
+            )
+        if count < 0:
+            raise ValueError(f"grow_scores: count must be at least 0, not {count}.")
+        self.topology, self.direction, V = topology, direction, topology.granularity
+        self.width = math.prod(topology.shape[1:])
+        self.best = _nothing(min(count, (topology.numel - topology.nnz) // V), V, topology.device)
 
-def _best_of_tiles(
-    rows_of_gradient: Callable[[slice], Tensor], topology: Topology, count: int, direction: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if direction is not None and tuple(direction.shape) != tuple(topology.shape):
-        raise ValueError(
-            f"grow_scores: direction must have shape {tuple(topology.shape)}, not {tuple(direction.shape)}."
-        )
-    if count < 0:
-        raise ValueError(f"grow_scores: count must be at least 0, not {count}.")
-    V, width = topology.granularity, math.prod(topology.shape[1:])
-    step = max(1, TILE // max(1, width * V)) * V
-    best = _nothing(min(count, (topology.numel - topology.nnz) // V), V, topology.device)
-    for start in range(0, topology.rows, step):
-        stop = min(start + step, topology.rows)
-        tile = rows_of_gradient(slice(start, stop))
-        along = None if direction is None else direction[start:stop].reshape(tile.shape).to(tile)
-        best = _merged(tile, topology, start, along, best)
-        if bool(best.scores.isnan().any()):
+    def look_at(self, first: int, rows: Tensor) -> None:
+        """Take the rows `first` and following of the gradient, [rows, ...]; ValueError where one is NaN.
+
+        Each row is looked at once; first and the number of rows are multiples of V.
+        """
+        if rows.dim() == 0 or rows.numel() != len(rows) * self.width or first + len(rows) > self.topology.rows:
+            raise ValueError(
+                f"grow_scores: rows {first} and following of a gradient of shape {tuple(self.topology.shape)} "
+                f"cannot be {tuple(rows.shape)}."
+            )
+        stop = first + len(rows)
+        tile = rows.flatten(1)
+        along = None if self.direction is None else self.direction[first:stop].reshape(tile.shape).to(tile)
+        self.best = _merged(tile, self.topology, first, along, self.best)
+        if bool(self.best.scores.isnan().any()):
             raise ValueError("grow_scores: a gradient is NaN.")
-    found = int((best.scores >= 0).sum())
-    gradients = best.gradients[:found]
-    return best.indices[:found], gradients if V > 1 else gradients.reshape(-1)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """(indices int64 [a], gradients float32 [a], or [a, V]) of the rows looked at so far."""
+        count = int((self.best.scores >= 0).sum())
+        gradients = self.best.gradients[:count]
+        return self.best.indices[:count], gradients if self.topology.granularity > 1 else gradients.reshape(-1)
 
 
 def _nothing(count: int, granularity: int, device: torch.device) -> Best:

@@ -4,6 +4,8 @@ A *group* is what is kept or pruned together: one weight, or with granularity V 
 consecutive output channels. Its index is (n // V) * row_length + column; with V = 1 this is the flat weight index.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,17 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def highest(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` highest scores [n], sorted int64; of equal scores the lower position comes first."""
     return topk(scores, min(count, len(scores)))
+
+
+def highest_of(parts: Iterable[Tensor], count: int) -> Tensor:
+    """As `highest` of the parts' concatenation, of which no more than `count` scores and one part exist at a time."""
+    best, places, start = torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0
+    for part in parts:
+        scores = torch.cat([best.to(part), part])
+        everywhere = torch.cat([places.to(part.device), torch.arange(start, start + len(part), device=part.device)])
+        kept = highest(scores, count)
+        best, places, start = scores[kept], everywhere[kept], start + len(part)
+    return places
 
 
 def lowest_preferring(scores: Tensor, preferred: Tensor, share: int, count: int) -> Tensor:

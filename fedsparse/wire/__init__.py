@@ -1,5 +1,6 @@
 """The wire codec: named sections of values, masks and indices to checked, compact bytes, and back."""
 
+from fedsparse.wire.bits import Bits
 from fedsparse.wire.codec import HEADER, UNFOLD_LIMIT, Message, decode, encode, sizes
 from fedsparse.wire.dtypes import Carrier, checksum, finite
 from fedsparse.wire.error import WireError
@@ -14,6 +15,7 @@ __all__ = [
     "UNFOLD_LIMIT",
     "Bitmap",
     "BitmapSpec",
+    "Bits",
     "Carrier",
     "Indices",
     "IndicesSpec",

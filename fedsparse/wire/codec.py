@@ -142,8 +142,8 @@ def _unpack(layout: Layout, data: Array) -> Section:
     if kind is Indices:
         indices = indexset.decode_indices(layout.coding, index_data, layout.size, layout.count)
         return Indices(indices, layout.size)
-    mask = indexset.decode_mask(layout.coding, index_data, layout.size, layout.count)
-    return Bitmap(mask) if kind is Bitmap else Masked(mask, *_values(layout, value_data))
+    bits = indexset.decode_bits(layout.coding, index_data, layout.size, layout.count)
+    return Bitmap(bits) if kind is Bitmap else Masked(bits, *_values(layout, value_data))
 
 
 def _values(layout: Layout, data: Array) -> tuple[Array, str]:

@@ -12,13 +12,6 @@ def add(sums: Array, values: Array, scale: float) -> None:
     _wire.add_fixed(sums.reshape(-1), values.reshape(-1), scale)
 
 
-def add_where(sums: Array, weights: Array, mask: Array, values: Array, scale: float, weight: int) -> None:
-    """Add float32 values [count], in order, and an integer weight, to int64 sums and weights [size], in place, at the
-    `count` true elements of a bool mask [size]; ValueError where numbers differ.
-    """
-    _wire.add_fixed_where(sums, weights, mask.view("uint8"), values, scale, weight)
-
-
 def magnitude(values: Array) -> float:
     """The largest |value| of a float32 array of any shape: NaN where it holds one, 0 where it is empty."""
     return _wire.magnitude(values.reshape(-1))

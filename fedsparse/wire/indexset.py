@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsparse import _wire
+from fedsparse.wire.bits import Bits
 from fedsparse.wire.error import WireError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,14 +40,13 @@ def encode_indices(indices: Array, size: int) -> tuple[int, Array]:
     return coding, _wire.delta_encode(indices, size)
 
 
-def encode_mask(mask: Array) -> tuple[int, int, Array]:
-    """(coding, number of true elements, bytes) of a 1-D bool mask."""
-    bits = _wire.pack_bits(mask.view(np.uint8))
-    count = _wire.count_bits(bits)
+def encode_bits(bits: Bits) -> tuple[int, int, Array]:
+    """(coding, number of true elements, bytes) of a mask."""
+    count = bits.count
     # gaps that average below 1 cost a bit and more for each element, so a dense mask needs no second look
-    if 2 * count >= len(mask):
-        return BITMAP, count, bits
-    coding, coded = encode_indices(_wire.indices_from_bits(bits, len(mask), count), len(mask))
+    if 2 * count >= len(bits):
+        return BITMAP, count, bits.data
+    coding, coded = encode_indices(bits.indices(), len(bits))
     return coding, count, coded
 
 
@@ -79,16 +79,12 @@ def decode_indices(coding: int, data: Array, size: int, count: int) -> Array:
     return indices
 
 
-def decode_mask(coding: int, data: Array, size: int, count: int) -> Array:
-    """The bool mask [size] with `count` true elements coded in `data` (uint8); a fresh array."""
+def decode_bits(coding: int, data: Array, size: int, count: int) -> Bits:
+    """The mask [size] with `count` true elements coded in `data` (uint8); of its own memory."""
     check_length(coding, len(data), size, count)
     if coding == BITMAP:
-        set_bits = _wire.count_bits(data)
-        mask = _wire.unpack_bits(data, size)
-        if set_bits != count:
-            raise WireError(f"the bitmap has {set_bits} bits set where {count} are announced")
-        return mask
-    indices = decode_indices(coding, data, size, count)
-    mask = np.zeros(size, dtype=np.bool_)
-    mask[indices] = True
-    return mask
+        bits = Bits(data.copy(), size)
+        if bits.count != count:
+            raise WireError(f"the bitmap has {bits.count} bits set where {count} are announced")
+        return bits
+    return Bits(_wire.bits_from_indices(decode_indices(coding, data, size, count), size), size)

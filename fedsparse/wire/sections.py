@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsparse.wire import indexset
+from fedsparse.wire.bits import Bits
 from fedsparse.wire.dtypes import BY_WIRE, Array, Dtype, as_array, dtype_of, legal_wire, narrow, to_tensor
 from fedsparse.wire.error import WireError
 from fedsparse.wire.layout import Layout, Packed
@@ -36,12 +37,15 @@ def _as_values(values: Array | Tensor, wire: str | None, dimensions: tuple[int, 
     return array, legal_wire(dtype_of(array, "values"), wire).wire
 
 
-def _as_mask(mask: Array | Tensor) -> Array:
+def _as_bits(mask: Array | Tensor | Bits) -> Bits:
+    if isinstance(mask, Bits):
+        as_size(mask.size)
+        return mask
     array = as_array(mask, "mask")
     if array.ndim != 1 or array.dtype != np.bool_:
         raise WireError(f"mask must be a 1-D bool array, got {array.ndim}-D {array.dtype.name}")
     as_size(len(array))
-    return array
+    return Bits.of_mask(array)
 
 
 def _as_indices(indices: Array | Tensor) -> Array:
@@ -110,22 +114,27 @@ class Values(_WithValues):
 
 @dataclass(frozen=True, eq=False, init=False)
 class Bitmap:
-    """A bool mask of shape [size]; coded as a bitmap, or as its indices where that is shorter."""
+    """A bool mask of shape [size], held as its bits; coded as a bitmap, or as its indices where that is shorter."""
 
-    mask: Array
+    bits: Bits
 
-    def __init__(self, mask: Array | Tensor) -> None:
-        keep(self, mask=_as_mask(mask))
+    def __init__(self, mask: Array | Tensor | Bits) -> None:
+        keep(self, bits=_as_bits(mask))
+
+    @property
+    def mask(self) -> Array:
+        """The mask as a new bool array [size]."""
+        return self.bits.mask()
 
     @property
     def nbytes(self) -> int:
         """Payload bytes on the wire (found by coding the mask)."""
-        return len(indexset.encode_mask(self.mask)[2])
+        return len(indexset.encode_bits(self.bits)[2])
 
     def pack(self) -> Packed:
         """Layout and byte chunks."""
-        coding, count, coded = indexset.encode_mask(self.mask)
-        return Layout(2, coding=coding, size=len(self.mask), count=count), [coded]
+        coding, count, coded = indexset.encode_bits(self.bits)
+        return Layout(2, coding=coding, size=len(self.bits), count=count), [coded]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -180,27 +189,31 @@ class Indices:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Masked(_WithValues):
-    """A bool mask [size] and the values [count] of its true elements, in order."""
+    """A bool mask [size], held as its bits, and the values [count] of its true elements, in order."""
 
-    mask: Array
+    bits: Bits
     values: Array
     wire: str
 
-    def __init__(self, mask: Array | Tensor, values: Array | Tensor, wire: str | None = None) -> None:
+    def __init__(self, mask: Array | Tensor | Bits, values: Array | Tensor, wire: str | None = None) -> None:
         kept, wire = _as_values(values, wire, (1,))
-        positions = _as_mask(mask)
-        count = int(np.count_nonzero(positions))
-        if count != len(kept):
-            raise WireError(f"a mask with {count} true elements cannot carry {len(kept)} values")
-        keep(self, mask=positions, values=kept, wire=wire)
+        bits = _as_bits(mask)
+        if bits.count != len(kept):
+            raise WireError(f"a mask with {bits.count} true elements cannot carry {len(kept)} values")
+        keep(self, bits=bits, values=kept, wire=wire)
+
+    @property
+    def mask(self) -> Array:
+        """The mask as a new bool array [size]."""
+        return self.bits.mask()
 
     @property
     def nbytes(self) -> int:
         """Payload bytes on the wire (found by coding the mask)."""
-        return len(indexset.encode_mask(self.mask)[2]) + self._value_bytes
+        return len(indexset.encode_bits(self.bits)[2]) + self._value_bytes
 
     def pack(self) -> Packed:
         """Layout and byte chunks; WireError on overflow."""
-        coding, count, coded = indexset.encode_mask(self.mask)
-        layout = Layout(5, self.dtype, BY_WIRE[self.wire], coding, len(self.mask), count)
+        coding, count, coded = indexset.encode_bits(self.bits)
+        layout = Layout(5, self.dtype, BY_WIRE[self.wire], coding, len(self.bits), count)
         return layout, [coded, self._coded_values()]

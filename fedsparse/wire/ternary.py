@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsparse import _wire
 from fedsparse.wire import indexset
+from fedsparse.wire.bits import Bits
 from fedsparse.wire.dtypes import Array, as_array
 from fedsparse.wire.error import WireError
 from fedsparse.wire.layout import Layout, Packed
@@ -38,7 +39,7 @@ class Ternary:
 
     def pack(self) -> Packed:
         """Layout and byte chunks."""
-        coding, count, coded = indexset.encode_mask(self.signs != 0)
+        coding, count, coded = indexset.encode_bits(Bits.of_mask(self.signs != 0))
         negative = _wire.pack_bits((self.signs[self.signs != 0] < 0).view(np.uint8))
         return Layout(7, coding=coding, size=len(self.signs), count=count), [coded, negative]
 
@@ -46,7 +47,7 @@ class Ternary:
     def unpack(layout: Layout, data: Array) -> "Ternary":
         """The section in `data` (uint8); ValueError on a set that is wrong."""
         split = layout.nbytes - indexset.bitmap_bytes(layout.count)
-        mask = indexset.decode_mask(layout.coding, data[:split], layout.size, layout.count)
+        mask = indexset.decode_bits(layout.coding, data[:split], layout.size, layout.count).mask()
         negative = _wire.unpack_bits(data[split:], layout.count)
         signs = mask.view(np.int8)
         signs[mask] = 1 - 2 * negative.astype(np.int8)

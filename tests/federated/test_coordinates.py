@@ -49,11 +49,15 @@ def test_coordinates_of_groups_of_two_rows() -> None:
     """
     server = two_layers(2)
     assert coordinates.of_groups(server.model, torch.tensor([4, 8])).tolist() == [[7, 10], [14, 17]]
-    mask = coordinates.of_mask(server.model, exchange.mask(server.model))
+    mask = torch.from_numpy(coordinates.of_bits(server.model, exchange.mask_bits(server.model)).mask())
     assert torch.equal(mask, torch.cat([layer.topology.mask().flatten() for layer in server.layers.values()]))
-    assert torch.equal(mask, coordinates.weights(server.model) != 0)
-    parts = coordinates.split(server.model, coordinates.weights(server.model))
-    assert torch.equal(parts["1"], server.layers["1"].dense_weight())
+    places, weights = coordinates.active(server.model)
+    assert torch.equal(places, mask.nonzero().flatten())
+    dense = coordinates.look_up(places, weights, torch.arange(coordinates.size(server.model)))
+    assert torch.equal(coordinates.split(server.model, dense)["1"], server.layers["1"].dense_weight())
+    which, local = coordinates.by_layer(server.model, places)["1"]
+    assert torch.equal(local, server.layers["1"].topology.flat())
+    assert torch.equal(weights[which], server.layers["1"].values)
 
 
 @pytest.mark.parametrize("V", [1, 2])
@@ -65,11 +69,13 @@ def test_values_follow_the_clients_mask(V: int) -> None:
     assert set(sections) == {"weights", "rest", "buffers"}
     total = Total(declared=1)
     total.add(0, 1, sections)
-    mean, share = total.masked("weights")
+    places, mean, share = total.masked("weights")
     topologies = [from_groups(torch.tensor(g), (2 * V, 3), V) for g in ([0, 3], [1, 2, 5])]
     expected = [topologies[0].unpack(parameters[: 2 * V]), topologies[1].unpack(parameters[2 * V : 5 * V])]
-    assert torch.equal(mean, torch.cat([e.flatten() for e in expected]))
-    assert torch.equal(share > 0, mean != 0)
+    whole = torch.cat([e.flatten() for e in expected])
+    assert torch.equal(places, whole.nonzero().flatten())
+    assert torch.equal(mean, whole[places])
+    assert share.tolist() == [1.0] * (5 * V)
     assert torch.equal(total.mean("rest"), parameters[5 * V :])
 
 
@@ -89,11 +95,12 @@ def test_idle_clients_count_with_the_servers_weights_and_mask() -> None:
     total = Total(declared=1)
     total.add(0, 1, coordinates.digest(server, report([1, 2, 6, 7, 11], torch.full((7,), 8.0))))
     merged = coordinates.merge(server, total, idle=3)
-    assert merged.weights.tolist() == [0, 5, 8, 4, 0, 0, 5, 5, 0, 0, 0, 5]
-    assert merged.held.nonzero().flatten().tolist() == [1, 2, 3, 6, 7, 11]
+    assert merged.places.tolist() == [1, 2, 3, 6, 7, 11]
+    assert merged.weights.tolist() == [5, 8, 4, 5, 5, 5]
     assert merged.rest.tolist() == [5.0, 5.0]
     alone = coordinates.merge(server, total)
-    assert alone.weights.tolist() == [0, 8, 8, 0, 0, 0, 8, 8, 0, 0, 0, 8]
+    assert alone.places.tolist() == [1, 2, 6, 7, 11]
+    assert alone.weights.tolist() == [8] * 5
     assert alone.rest.tolist() == [8.0, 8.0]
     coordinates.load_largest(server, merged)
     assert server.layers["0"].topology.flat().tolist() == [1, 2]
@@ -101,6 +108,18 @@ def test_idle_clients_count_with_the_servers_weights_and_mask() -> None:
     assert server.layers["1"].topology.flat().tolist() == [0, 1, 5]
     assert server.layers["1"].bias.tolist() == [5.0, 5.0]
     assert server.changed == pytest.approx(1 / 5)
+
+
+def test_what_moved() -> None:
+    """Weights 4 at 1, 3 | 6, 7, 11; then 5 at 1, 2 instead of 3: +1, +5, -4, and 0 in the second layer."""
+    server = two_layers()
+    server.load(torch.full((7,), 4.0), torch.zeros(0))
+    before = coordinates.active(server.model)
+    server.change_masks({"0": from_groups(torch.tensor([1, 2]), (2, 3))})
+    server.layers["0"].values.data.fill_(5.0)
+    places, moved = coordinates.movement(before, server.model)
+    assert places.tolist() == [1, 2, 3, 6, 7, 11]
+    assert moved.tolist() == [1, 5, -4, 0, 0, 0]
 
 
 def test_an_unchanged_mask_is_no_new_version() -> None:

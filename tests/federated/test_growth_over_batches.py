@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.data import Dataset
-from fedsparse.federated import Client, Method, Training
+from fedsparse.federated import Client, Method, Training, growth
 from fedsparse.federated.growth import find_growth, growth_batches, portions
 from fedsparse.nn import sparse_layers, sparsify
 from fedsparse.pruning import from_groups
+from fedsparse.topology import Topology
 
 
 class Linear(Method):
@@ -62,6 +63,27 @@ def test_a_direction_holds_over_several_batches_too() -> None:
     assert found.groups.tolist() == [2, 9]
 
 
-def test_layers_are_summed_in_portions_of_at_most_the_largest() -> None:
-    assert portions({"a": 4, "b": 6, "c": 2, "d": 3, "e": 1, "f": 1}) == [["a"], ["b"], ["c", "d", "e"], ["f"]]
+def test_rows_are_summed_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 10 weights at a time: 3 of 5 rows of 3, the other 2 with one of 4, two of 4, a row of 12, two of 2."""
+    monkeypatch.setattr(growth, "SUMMED", 10)
+    shapes = {"a": (5, 3), "b": (3, 4), "c": (1, 12), "d": (2, 2)}
+    layers = {name: Topology.from_mask(torch.ones(shape, dtype=torch.bool)) for name, shape in shapes.items()}
+    assert portions(layers) == [
+        {"a": slice(0, 3)},
+        {"a": slice(3, 5), "b": slice(0, 1)},
+        {"b": slice(1, 3)},
+        {"c": slice(0, 1)},
+        {"d": slice(0, 2)},
+    ]
     assert portions({}) == []
+    pairs = Topology.from_mask(torch.ones(4, 3, dtype=torch.bool), granularity=2)
+    assert portions({"p": pairs}) == [{"p": slice(0, 2)}, {"p": slice(2, 4)}]
+
+
+@pytest.mark.parametrize("summed", [4, 8, 100])
+def test_portions_change_nothing(summed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SUMMED", summed)
+    client = client_of(3)
+    found = find_growth(client, Linear(), {"1": 3}, growth_batches(client, 0))["1"]
+    assert found.groups.tolist() == [2, 4, 10]
+    assert found.gradients.tolist() == pytest.approx([3.0, 2.0, -3.0])

@@ -12,11 +12,20 @@ from fedsparse.federated import Loop, Server, exchange, mask_change
 from fedsparse.federated.workers import Tag
 from fedsparse.methods import FedAvg
 from fedsparse.topology import Topology
-from fedsparse.wire import Bitmap, Indices, WireError, decode, encode
+from fedsparse.wire import Bitmap, Bits, Indices, WireError, decode, encode
+from fedsparse.wire.bits import CHUNK
 
 
 def random_mask(size: int, density: float, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random(size) < density)
+
+
+def random_bits(size: int, density: float, seed: int) -> Bits:
+    return Bits.of_mask(random_mask(size, density, seed).numpy())
+
+
+def same(one: Bits, other: Bits) -> bool:
+    return one.size == other.size and np.array_equal(one.data, other.data)
 
 
 def change_of(data: bytes) -> dict[str, object]:
@@ -25,25 +34,31 @@ def change_of(data: bytes) -> dict[str, object]:
 
 def test_by_hand() -> None:
     """Active 1, 3, 4 of six: 3 goes, the second of them; 5 comes, the third of the inactive 0, 2, 5."""
-    old, new = torch.zeros(6, dtype=torch.bool), torch.zeros(6, dtype=torch.bool)
-    old[[1, 3, 4]], new[[1, 4, 5]] = True, True
+    old, new = Bits.zeros(6), Bits.zeros(6)
+    old.put(np.array([1, 3, 4]))
+    new.put(np.array([1, 4, 5]))
     sections = mask_change.change(old, new)
     pruned, grown = sections["pruned"], sections["grown"]
     assert isinstance(pruned, Indices)
     assert isinstance(grown, Indices)
     assert (pruned.indices.tolist(), pruned.size) == ([1], 3)
     assert (grown.indices.tolist(), grown.size) == ([2], 3)
-    assert torch.equal(mask_change.apply(old, decode(encode("mask", 0, -1, sections)).sections), new)
+    assert same(mask_change.apply(old, decode(encode("mask", 0, -1, sections)).sections), new)
 
 
 @given(st.integers(0, 60), st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_mask_from_any_other(size: int, first: int, second: int) -> None:
-    old, new = random_mask(size, 0.3, first), random_mask(size, 0.6, second)
-    assert torch.equal(mask_change.apply(old, mask_change.change(old, new)), new)
+    old, new = random_bits(size, 0.3, first), random_bits(size, 0.6, second)
+    assert same(mask_change.apply(old, mask_change.change(old, new)), new)
+
+
+def test_a_mask_of_many_chunks() -> None:
+    old, new = random_bits(3 * CHUNK + 5, 0.3, 1), random_bits(3 * CHUNK + 5, 0.3, 2)
+    assert same(mask_change.apply(old, mask_change.change(old, new)), new)
 
 
 def test_a_change_of_another_mask_is_refused() -> None:
-    old, new, other = (random_mask(50, 0.3, seed) for seed in range(3))
+    old, new, other = (random_bits(50, 0.3, seed) for seed in range(3))
     with pytest.raises(WireError, match="belongs to another mask"):
         mask_change.apply(other, mask_change.change(old, new))
     with pytest.raises(WireError, match="has the sections base, pruned and grown"):
@@ -69,14 +84,14 @@ def test_who_gets_what() -> None:
     made = server()
     assert [ids for _, ids in mask_change.messages(made, 0, [0, 1])] == [[0, 1]]
     assert mask_change.messages(made, 1, [0, 1]) == []
-    before = exchange.mask(made.model)
+    before = exchange.mask_bits(made.model)
     move_a_weight(made)
     (change, first), (whole, second) = mask_change.messages(made, 2, [0, 2])
     assert (first, second) == ([0], [2])
     assert len(change) < 100 < 1000 < len(whole)
-    now = exchange.mask(made.model)
-    assert torch.equal(mask_change.apply(before, decode(change).sections), now)
-    assert torch.equal(torch.as_tensor(decode(whole).sections["mask"].mask), now)
+    now = exchange.mask_bits(made.model)
+    assert same(mask_change.apply(before, decode(change).sections), now)
+    assert same(decode(whole).sections["mask"].bits, now)
     (again, late), *none = mask_change.messages(made, 3, [0, 1, 2])
     assert (late, none, decode(again).sections.keys()) == ([1], [], {"mask"})
     move_a_weight(made)

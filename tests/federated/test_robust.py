@@ -61,9 +61,10 @@ def test_coordinates_count_only_who_holds_them() -> None:
     median = Median(4)
     for client, (section, samples) in enumerate(zip(reports, (1, 1, 2))):
         median.add(client, samples, {"weights": section})
-    middle, share = median.masked("weights")
-    assert middle.tolist() == [5, 3, 9, 0]
-    assert share.tolist() == [1, 0.5, 0.25, 0]
+    places, middle, share = median.masked("weights")
+    assert places.tolist() == [0, 1, 2]
+    assert middle.tolist() == [5, 3, 9]
+    assert share.tolist() == [1, 0.5, 0.25]
 
 
 def test_pairs_take_the_middle_of_what_was_sent_times_the_share_that_sent_it() -> None:

@@ -39,9 +39,10 @@ def test_masked_values_average_where_somebody_has_them() -> None:
     total = Total(declared=4)
     total.add(0, 1, {"w": Masked(torch.tensor([True, True, False, False]), torch.tensor([1.0, 5.0]))})
     total.add(1, 3, {"w": Masked(torch.tensor([True, False, True, False]), torch.tensor([3.0, 7.0]))})
-    mean, share = total.masked("w")
-    assert mean.tolist() == [2.5, 5.0, 7.0, 0.0]
-    assert share.tolist() == [1.0, 0.25, 0.75, 0.0]
+    places, mean, share = total.masked("w")
+    assert places.tolist() == [0, 1, 2]
+    assert mean.tolist() == [2.5, 5.0, 7.0]
+    assert share.tolist() == [1.0, 0.25, 0.75]
 
 
 def test_indices_count_their_clients() -> None:

@@ -252,7 +252,8 @@ def test_masks_change_at_adjustments_and_keep_their_counts(granularity: int, ini
             assert layer.granularity == granularity
         before = after
         direction = loop.server.state["direction"]
-        active = coordinates.of_mask(loop.server.model, after)
+        bits = coordinates.of_bits(loop.server.model, exchange.mask_bits(loop.server.model))
+        active = torch.from_numpy(bits.mask())
         assert direction.dtype == torch.int8
         assert direction[active].any()
         assert bool(direction[~active].any()) == (t >= 2)

@@ -61,12 +61,16 @@ def test_of_a_gradient_that_is_there_it_is_the_same(V: int, directed: bool, tile
     x, gy = torch.randn(2, 3, 6, 6), torch.randn(2, 8, 6, 6)
     direction = torch.randn(8, 3, 3, 3).sign() if directed else None
     gradient = conv_gradient(topology, x, gy, {"padding": 1})
-    indices, gradients = ops.grow_scores_of_gradient(gradient, topology, 9, direction)
+    search = ops.GrowSearch(topology, 9, direction)
+    for first in (4, 0):
+        search.look_at(first, gradient[first : first + 4])
+    indices, gradients = search.found()
     expected, their = ops.grow_scores(x, gy, topology, 9, padding=1, direction=direction)
     assert torch.equal(indices, expected)
     torch.testing.assert_close(gradients, their)
-    with pytest.raises(ValueError, match="gradient must have shape"):
-        ops.grow_scores_of_gradient(gradient[1:], topology, 9)
+    for first, rows in ((6, gradient[:3]), (0, gradient[:, 1:])):
+        with pytest.raises(ValueError, match=f"rows {first} and following of a gradient of shape"):
+            ops.GrowSearch(topology, 9).look_at(first, rows)
 
 
 @pytest.mark.parametrize("V", [2, 4])

@@ -6,6 +6,7 @@ from fedsparse.pruning import (
     from_groups,
     group_sums,
     highest,
+    highest_of,
     keep_largest,
     lowest,
     lowest_preferring,
@@ -24,6 +25,15 @@ def test_ties_go_to_the_lower_index() -> None:
     assert highest(scores, 2).tolist() == [1, 2]
     assert lowest(scores, 1).tolist() == [4]
     assert top_mask(torch.ones(2, 3), 4).flatten().tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_the_highest_of_parts_are_those_of_the_whole(size: int) -> None:
+    """0 1 1 5 5 5 2 0 1 9: the four highest are 9 and the 5s; of 1s the first come first."""
+    scores = torch.tensor([0.0, 1, 1, 5, 5, 5, 2, 0, 1, 9])
+    for count, wanted in ((4, [3, 4, 5, 9]), (6, [1, 3, 4, 5, 6, 9]), (0, []), (10, list(range(10)))):
+        assert highest(scores, count).tolist() == wanted
+        assert highest_of(iter(scores.split(size)), count).tolist() == wanted
 
 
 def test_prune_and_grow_by_hand() -> None:

@@ -27,30 +27,11 @@ def test_ties_go_to_even_and_shapes_are_kept() -> None:
     assert sums.tolist() == [[0, 2, 2], [0, -2, -2]]
 
 
-@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_adds_values_and_weight_at_the_true_elements_only(density: float) -> None:
-    mask = np.random.default_rng(1).random(1001) < density
-    values, sums, weights = numbers(int(mask.sum())), np.full(1001, 5), np.full(1001, 7)
-    wanted = np.full(1001, 5)
-    wanted[mask] += np.rint(values.astype(np.float64) * SCALE).astype(np.int64)
-    fixed_point.add_where(sums, weights, mask, values, SCALE, 11)
-    assert (sums == wanted).all()
-    assert (weights == 7 + 11 * mask).all()
-
-
 def test_numbers_that_do_not_agree_are_refused_and_nothing_is_added() -> None:
-    sums, weights, mask = np.zeros(4, np.int64), np.zeros(4, np.int64), np.array([True, False, True, False])
+    sums = np.zeros(4, np.int64)
     with pytest.raises(ValueError, match="4 sums, but 3 values"):
         fixed_point.add(sums, numbers(3), SCALE)
-    for count in (1, 3):
-        with pytest.raises(ValueError, match=f"a mask with 2 true elements for {count} values"):
-            fixed_point.add_where(sums, weights, mask, numbers(count), SCALE, 1)
-    with pytest.raises(ValueError, match="4 sums, but 3 weights"):
-        fixed_point.add_where(sums, weights[:3], mask, numbers(2), SCALE, 1)
-    with pytest.raises(ValueError, match="4 sums, but 5 bits"):
-        fixed_point.add_where(sums, weights, np.append(mask, False), numbers(2), SCALE, 1)
     assert not sums.any()
-    assert not weights.any()
 
 
 def test_magnitude() -> None:

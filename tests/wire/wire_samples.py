@@ -5,7 +5,7 @@ import struct
 import numpy as np
 
 from fedsparse import _wire
-from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Quantised, Section, Ternary, Values, header
+from fedsparse.wire import Bitmap, Bits, Indices, Masked, Pairs, Quantised, Section, Ternary, Values, header
 from fedsparse.wire.layout import Layout
 
 
@@ -50,6 +50,9 @@ def same(left: Section, right: Section) -> None:
     assert vars(left).keys() == vars(right).keys()
     for name, wanted in vars(left).items():
         found = vars(right)[name]
+        if isinstance(wanted, Bits):
+            assert found.size == wanted.size
+            wanted, found = wanted.data, found.data
         if isinstance(wanted, np.ndarray):
             assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
             assert found.tobytes() == wanted.tobytes()
