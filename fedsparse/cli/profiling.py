@@ -11,25 +11,33 @@ import torch
 from rich.console import Console
 
 from fedsparse.cli.errors import CommandError
-from fedsparse.federated import Experiment
+from fedsparse.federated import Experiment, Loop
 from fedsparse.federated.artefacts import write_atomic
+from fedsparse.report.adjustment import adjustment
 from fedsparse.report.memory_plot import PROFILE, memory_picture, read_profile
 from fedsparse.report.profile import profiles
-from fedsparse.report.profile_table import layer_table, summary_table
+from fedsparse.report.profile_table import adjustment_table, layer_table, summary_table
 from fedsparse.report.style import png, styled
 
 
 def show(experiment: Experiment, steps: int, folder: Path, threads: int) -> None:
     """Profile a step and print what it costs; the files go to `folder`, in place of earlier ones."""
     try:
-        found = profiles(experiment, steps)
+        loop = Loop(experiment)
+        loop.open()
+        found, adjusting = profiles(experiment, loop, steps), adjustment(experiment, loop)
     except ValueError as error:
         raise CommandError(str(error)) from None
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(layer_table(found))
     console.print(summary_table(found))
+    if adjusting is not None:
+        console.print(adjustment_table(adjusting))
     facts = {"torch": torch.__version__, "threads": threads, "batch": experiment.training.batch_size}
-    text = json.dumps({**facts, "steps": [asdict(step) for step in found]}, indent=1)
+    curves = [asdict(step) for step in found]
+    if adjusting is not None:
+        curves.append({**asdict(adjusting), "peak": adjusting.peak, "seconds": adjusting.seconds})
+    text = json.dumps({**facts, "steps": curves})
     write_atomic(folder / PROFILE, text.encode())
     with styled():
         write_atomic(folder / "memory_of_a_step.png", png(memory_picture(read_profile(folder / PROFILE))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,31 @@ def read_profile(path: Path) -> list[dict[str, Any]]:
 
 
 def memory_picture(steps: list[dict[str, Any]]) -> Figure:
-    """Draw bytes alive over the milliseconds of one step, a panel for each model, all with the same y axis."""
-    figure, axes = panels(len(steps))
-    for at, (step, panel) in enumerate(zip(steps, axes, strict=True)):
+    """Draw bytes alive over the milliseconds of one step, a panel for each model, all with the same y axis.
+
+    A panel of an adjustment round, where there is one, stands last: training, growth and report, the server's part.
+    """
+    columns = len(steps) if len(steps) < 4 else 2
+    rows = math.ceil(len(steps) / columns)
+    figure, axes = panels(columns, 4.2 if rows == 1 else 3.4, rows)
+    for spare in axes[len(steps) :]:
+        spare.set_visible(False)
+    for at, (step, panel) in enumerate(zip(steps, axes)):
         colour = COLOURS[at % len(COLOURS)]
         times, sizes = outline(step["moments"])
         panel.fill_between(times, sizes, color=colour, alpha=0.25, linewidth=0)
         panel.plot(times, sizes, color=colour, linewidth=1.2)
         panel.axhline(step["held"], color="#444444", linestyle=":", linewidth=1.2)
+        adjusts = "round" in step
         panel.annotate(
-            f"held between steps {bytes_text(step['held'])}",
+            f"{'the model alone' if adjusts else 'held between steps'} {bytes_text(step['held'])}",
             (times[-1] / 2, step["held"]),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
             fontsize=8.5,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+            zorder=5,
         )
         for name, seconds in step["marks"].items():
             panel.axvline(1000 * seconds, color="#999999", linestyle="--", linewidth=1)
@@ -66,11 +77,12 @@ def memory_picture(steps: list[dict[str, Any]]) -> Figure:
                 fontsize=8.5,
             )
         panel.set_title(f"{step['name']}: at most {bytes_text(step['peak'])}")
-        panel.set_xlabel(f"ms (a step unwatched takes {seconds_text(step['seconds'])})")
+        panel.set_xlabel(f"ms ({'the round' if adjusts else 'a step'} unwatched takes {seconds_text(step['seconds'])})")
         panel.yaxis.set_major_formatter(EngFormatter(unit="B"))
-        panel.set_ylim(0, 1.25 * max(other["peak"] for other in steps))
+        panel.set_ylim(0, 1.35 * max(other["peak"] for other in steps))
         panel.set_xlim(0, times[-1])
-    axes[0].set_ylabel("alive, counted in the allocator")
+    for panel in axes[::columns]:
+        panel.set_ylabel("alive, counted in the allocator")
     return figure
 
 

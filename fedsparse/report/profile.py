@@ -3,8 +3,8 @@
 Three models train on the same batch of client 0, one after the other, with the engine's own step and optimizer:
 "dense" (torch's model), "masked dense" (the same, weights and gradients multiplied by float32 masks: how masks are
 commonly simulated), and the method's own (sparse storage, under the method's first mask). Every byte is read from a
-counter in torch's CPU allocator, kernels' scratch included; nothing is computed from shapes but the split of what is
-held into its kinds.
+counter in the allocator (on a GPU torch's own), kernels' scratch included; nothing is computed from shapes but the
+split of what is held into its kinds. `adjustment` has what a round takes in which the method adjusts its masks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from fedsparse.federated import Experiment
 from fedsparse.federated.client import Client, iterate
 from fedsparse.federated.loop import Loop
-from fedsparse.federated.meter import live_bytes
+from fedsparse.federated.meter import Counter
 from fedsparse.federated.method import Method
 from fedsparse.nn import SparseLayer
 from fedsparse.nn.walk import buffers_of, parameters_of
@@ -56,8 +55,8 @@ class StepProfile:
     marks: dict[str, float]
 
 
-class _MaskedMethod(Method):
-    """Multiplies weights and gradients by masks, by name of the parameter."""
+class MaskedDense(Method):
+    """Dense training under masks: weights and gradients are multiplied by masks, by name of the parameter."""
 
     masks: dict[str, Tensor]
 
@@ -65,11 +64,13 @@ class _MaskedMethod(Method):
         object.__setattr__(self, "masks", masks)  # a method is frozen
 
     def begin(self, client: Client) -> None:
+        """Multiply the weights."""
         with torch.no_grad():
             for name, mask in self.masks.items():
                 client.model.get_parameter(name).mul_(mask)
 
     def step(self, client: Client) -> None:
+        """Multiply the gradients, then step."""
         for name, mask in self.masks.items():
             gradient = client.model.get_parameter(name).grad
             if gradient is not None:
@@ -77,17 +78,12 @@ class _MaskedMethod(Method):
         super().step(client)
 
 
-def profiles(experiment: Experiment, steps: int = 5) -> list[StepProfile]:
+def profiles(experiment: Experiment, opened: Loop, steps: int = 5) -> list[StepProfile]:
     """Profiles of a step: dense, masked dense (where the method has a mask), and the method's own.
 
-    steps: how many are timed, and as many watched. Raises ValueError where the experiment is not on the CPU.
+    opened: the experiment's loop, which has its first masks. steps: how many are timed, and as many watched.
     """
-    if parameters_of(experiment.model)[0].device.type != "cpu":
-        raise ValueError("a step is profiled on the CPU, where every byte is counted; the model is on another device")
-    live_bytes()
-    loop = Loop(experiment)
-    loop.open()
-    model, method = loop.server.model, experiment.method
+    model, method = opened.server.model, experiment.method
     masks = {
         f"{name}.weight": layer.topology.mask().float()
         for name, layer in model.named_modules()
@@ -97,7 +93,7 @@ def profiles(experiment: Experiment, steps: int = 5) -> list[StepProfile]:
     found = [_profile("dense", experiment, Method(), lambda: _own_copy(dense), 0, steps)]
     if masks:
         total = sum(mask.numel() * mask.element_size() for mask in masks.values())
-        found.append(_profile("masked dense", experiment, _MaskedMethod(masks), lambda: _own_copy(dense), total, steps))
+        found.append(_profile("masked dense", experiment, MaskedDense(masks), lambda: _own_copy(dense), total, steps))
     found.append(_profile(method.name, experiment, method, lambda: _own_copy(model), 0, steps))
     return found
 
@@ -108,7 +104,9 @@ def _profile(
     index = np.asarray(experiment.parts[0])
     x, y = experiment.train.batch(index[: experiment.training.batch_size])
     gc.collect()
-    before = live_bytes()
+    counter = Counter(parameters_of(experiment.model)[0].device)
+    x, y = x.to(counter.device), y.to(counter.device)
+    before = counter.live()
     client = Client(0, 0, experiment.seed, build(), experiment.train, index, experiment.training)
     client.model.train()
     with client.contexts:
@@ -117,11 +115,11 @@ def _profile(
         iterate(client, method, x, y)  # makes the optimizer's state and whatever else is made once
         times = []
         for _ in range(steps):
-            start = time.perf_counter()
+            start = counter.now()
             iterate(client, method, x, y)
-            times.append(time.perf_counter() - start)
-        recorders = [_watched(client, method, x, y) for _ in range(steps)]
-        held = live_bytes() - before + masks
+            times.append(counter.now() - start)
+        recorders = [_watched(client, method, x, y, counter) for _ in range(steps)]
+        held = counter.live() - before + masks
     last = recorders[-1]
     shift = held - last.moments[0].live
     moments = [Moment(m.seconds, m.live + shift, m.peak + shift) for m in last.moments]
@@ -153,11 +151,11 @@ def _own_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _watched(client: Client, method: Method, x: Tensor, y: Tensor) -> StepRecorder:
+def _watched(client: Client, method: Method, x: Tensor, y: Tensor, counter: Counter) -> StepRecorder:
     for parameter in parameters_of(client.model):
         parameter.grad = None
     client.batch = None
-    recorder = StepRecorder(method)
+    recorder = StepRecorder(method, counter)
     with recorder.watching(client.model):
         iterate(client, recorder, x, y)  # type: ignore[arg-type]
         for parameter in parameters_of(client.model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from fedsparse.report.adjustment import AdjustmentProfile
 from fedsparse.report.profile import StepProfile
 from fedsparse.report.step_recorder import LayerCost
 from fedsparse.report.units import DASH, bytes_text, count_text, seconds_text
@@ -32,6 +33,17 @@ def summary_table(steps: list[StepProfile]) -> Table:
         sizes = [getattr(step, field) for step in steps]
         table.add_row(head, *map(bytes_text, sizes), _ratio(getattr(own, field), getattr(rival, field)))
     table.add_row("seconds of a step", *(seconds_text(s.seconds) for s in steps), _ratio(own.seconds, rival.seconds))
+    return table
+
+
+def adjustment_table(found: AdjustmentProfile) -> Table:
+    """Peak bytes and seconds of a client in an ordinary and in an adjustment round, and of the server's update."""
+    table = Table(title=f"Round {found.round} adjusts the masks: one client, one minibatch")
+    for head in ("", "the most alive, model included", "seconds"):
+        table.add_column(head, justify="left" if not head else "right")
+    rows = (("client, ordinary round", "ordinary client"), ("client, adjustment round", "client"))
+    for head, part in (*rows, ("server's update", "server")):
+        table.add_row(head, bytes_text(found.peaks[part]), seconds_text(found.times[part]))
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch._C._autograd import _get_sequence_nr
 from torch.autograd.graph import Node
 
 from fedsparse.federated.client import Client
-from fedsparse.federated.meter import live_bytes, peak_bytes, reset_peak
+from fedsparse.federated.meter import Counter
 from fedsparse.federated.method import Method
 from fedsparse.nn import SparseLayer
 
@@ -29,7 +28,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Moment:
-    """Seconds since the step began; bytes of CPU tensors alive then, and the most since the moment before."""
+    """Seconds since the step began; bytes of tensors alive then, and the most since the moment before."""
 
     seconds: float
     live: int
@@ -42,7 +41,7 @@ REST = "(rest)"
 
 @dataclass
 class StepRecorder:
-    """Watches one step of `iterate` on the CPU, which is given the recorder as its method, no gradient being there yet.
+    """Watches one step of `iterate`, which is given the recorder as its method, no gradient being there yet.
 
     layers: by name, in the order of their first call; what is kept between two layers counts for the later one, and
     what is freed there too, so that the figures add up to `kept`. Backward functions are known by torch's sequence
@@ -52,6 +51,7 @@ class StepRecorder:
     """
 
     method: Method
+    counter: Counter
     layers: dict[str, LayerCost] = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
@@ -74,8 +74,8 @@ class StepRecorder:
         for name, layer in leaves(model):
             handles.append(layer.register_forward_pre_hook(self._enter))
             handles.append(layer.register_forward_hook(self._leave(name)))
-        reset_peak()
-        self._start, self._before = time.perf_counter(), live_bytes()
+        self.counter.reset()
+        self._start, self._before = self.counter.now(), self.counter.live()
         self._last = self._before
         self._note()
         try:
@@ -88,7 +88,7 @@ class StepRecorder:
     def loss(self, client: Client, output: Tensor, target: Tensor) -> Tensor:
         """The method's loss; the backward pass follows."""
         loss = self.method.loss(client, output, target)
-        now = live_bytes()
+        now = self.counter.live()
         self.layers.setdefault(REST, LayerCost()).kept += now - self._last
         self.kept = now - self._before
         self._watch_backward(loss)
@@ -103,21 +103,21 @@ class StepRecorder:
         self.method.step(client)
 
     def _note(self) -> float:
-        now = time.perf_counter() - self._start
-        self.moments.append(Moment(now, live_bytes(), peak_bytes()))
-        reset_peak()
+        now = self.counter.now() - self._start
+        self.moments.append(Moment(now, self.counter.live(), self.counter.peak()))
+        self.counter.reset()
         return now
 
     def _enter(self, *_: object) -> None:
         self._note()
-        self._begun.append((time.perf_counter(), _get_sequence_nr()))
+        self._begun.append((self.counter.now(), _get_sequence_nr()))
 
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
             begun, first = self._begun.pop()
             cost = self.layers.setdefault(name, LayerCost())
-            cost.forward += time.perf_counter() - begun
-            live = live_bytes()
+            cost.forward += self.counter.now() - begun
+            live = self.counter.live()
             cost.kept += live - self._last
             self._last = live
             self._spans.append((first, _get_sequence_nr(), name))
@@ -146,10 +146,10 @@ class StepRecorder:
 
         def before(_: object) -> None:
             self._note()
-            begun.append(time.perf_counter())
+            begun.append(self.counter.now())
 
         def after(*_: object) -> None:
-            cost.backward += time.perf_counter() - begun.pop()
+            cost.backward += self.counter.now() - begun.pop()
             self._note()
 
         node.register_prehook(before)

@@ -51,12 +51,11 @@ def styled() -> Iterator[None]:
         yield
 
 
-def panels(columns: int = 1, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels beside each other that share their y axis, sizes in inches."""
-    figure = Figure(figsize=(7.4 if columns == 1 else 4.6 * columns, height))
+def panels(columns: int = 1, height: float = 4.2, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of rows of panels that share their y axis, row after row; height of a row, in inches."""
+    figure = Figure(figsize=(7.4 if columns == 1 else 4.6 * columns, rows * height))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False, sharey=True)
-    return figure, list(axes[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
 
 
 def line_style(at: int, points: int) -> dict[str, Any]:
