@@ -38,13 +38,14 @@ demo: $(INSTALLED) ## Train dense, on a fixed mask and with FedTiny, and put the
 test: $(INSTALLED) ## Run all tests
 	$(MPI_ENVIRONMENT) GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest
 
-bench: $(INSTALLED) ## Measure layers, steps, an adjustment and messages against the best dense torch and public rivals
+bench: $(INSTALLED) ## Measure layers, steps, memory, an adjustment and messages against the best dense torch and public rivals
 	$(BIN)/python -m benchmarks.layers --csv $(RESULTS)/layers.csv $(if $(wildcard $(SPARSEPROP)),--sparseprop $(SPARSEPROP))
 	$(BIN)/python -m benchmarks.linear --csv $(RESULTS)/linear.csv
 	for model in resnet18 vgg11 resnet20; do \
 		$(BIN)/python -m benchmarks.steps --model $$model --csv $(RESULTS)/$$model.csv || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.steps --threads 2 --csv $(RESULTS)/resnet18-2-threads.csv
+	$(BIN)/python -m benchmarks.memory --csv $(RESULTS)/memory.csv
 	$(BIN)/python -m benchmarks.adjustment --csv $(RESULTS)/adjustment.csv
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.plot $(RESULTS)

@@ -26,6 +26,7 @@ SECTIONS = (
     Section("ceilings", "Ceilings of the device", 20),
     Section("steps", "Dense ResNet-18 training steps (what masked training costs today)", 100),
     Section("sparse_steps", "Sparse ResNet-18 training steps", 40),
+    Section("memory", "Memory of a ResNet-18 training step, batch 64, density 5 %", 40),
     Section("layers", "Dense 3x3 layers, batch 64 (forward / input gradient / weight gradient)", 40),
     Section("sparse_ops", "Sparse ops (forward / input gradient / weight gradient)", 60),
     Section("clients", "Clients on one GPU, dense", 90),
