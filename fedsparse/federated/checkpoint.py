@@ -70,7 +70,9 @@ def restore(server: Server, tensors: Mapping[str, Tensor]) -> None:
     exchange.load_buffers(model, tensors["buffers"])
     for name, counter in exchange.counters(model).items():
         counter.copy_(tensors[f"counter/{name}"])
-    server.state = {name.removeprefix("state/"): t for name, t in tensors.items() if name.startswith("state/")}
+    # Copies, since the meter of live bytes counts what torch allocates.
+    state = {name.removeprefix("state/"): t.clone() for name, t in tensors.items() if name.startswith("state/")}
+    server.state = state
     server.known = {int(client): int(version) for client, version in tensors["known"]}
 
 
