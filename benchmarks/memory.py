@@ -19,7 +19,6 @@ import argparse
 import copy
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -162,9 +161,7 @@ def bytes_of(contender: Contender, args: argparse.Namespace) -> dict[str, int]:
 def in_a_process(name: str, arguments: list[str]) -> dict[str, int]:
     """`bytes_of` a contender, measured by a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", *arguments, "--only", name]
-    # Below a third of a megabyte the C library keeps what is freed; above, the system has it back.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "300000"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     print(name, found, file=sys.stderr, flush=True)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import clients, process, rows, section
+from benchmarks.gpu import clients, memory, process, rows, section
 from benchmarks.gpu.bench import Bench, checked, relative_error
 from benchmarks.gpu.plan import Section
 from benchmarks.gpu.process import Runner
@@ -126,6 +126,15 @@ def test_a_section_that_does_not_start(tmp_path: Path) -> None:
     found = outcome(tmp_path, "sys.exit('no such module')")
     assert found["a"] == ("failed", "exit code 1: no such module")
     assert found["d"] == ("not measured", "the section does not start")
+
+
+@pytest.mark.parametrize("case", memory.cases(), ids=lambda case: case.label)
+def test_memory_of_every_contender(case: Case) -> None:
+    """Each takes a right step (compared with float64 first); on the CPU no peak is read."""
+    measured = case.run(CPU)
+    assert measured.error is not None
+    assert measured.peak_bytes is None
+    assert measured.times["step"].median > 0
 
 
 def test_clients_together_take_the_steps_they_take_alone() -> None:
