@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import on
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -129,7 +131,7 @@ def csr_product(values: Tensor, indptr: Tensor, cols: Tensor, perm: Tensor | Non
         return y
     shape = tile("product", batch)
     grid = (rows, triton.cdiv(batch, shape.batch))
-    with _on(x):
+    with on(x):
         csr_product_kernel[grid](
             values.contiguous(),
             indptr,
@@ -158,7 +160,7 @@ def csr_sample(g: Tensor, x: Tensor, indptr: Tensor, cols: Tensor) -> Tensor:
     if nnz == 0:
         return dvalues
     shape = tile("sample", batch)
-    with _on(x):
+    with on(x):
         csr_sample_kernel[(triton.cdiv(nnz, shape.nonzeros),)](
             g.t().contiguous(),
             x.t().contiguous(),
@@ -184,8 +186,3 @@ def search_steps(rows: int) -> int:
 
 def _accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def _on(tensor: Tensor) -> torch.cuda.device:
-    """Send launches to the tensor's device; changes nothing for a CPU tensor (Triton's interpreter)."""
-    return torch.cuda.device(tensor.device.index if tensor.is_cuda else -1)

@@ -8,10 +8,15 @@ With W the weight that has `values` at the active places and zeros elsewhere,
 
 so that every backward, of any order, is one of the three. Linear layers (spmm) and convolutions (conv2d) are two
 families of it; a family has one `Products` for each back end.
+
+Under `torch.func.vmap` the mapped dimension is that of clients, who share the mask and differ in values and data: the
+Triton back end does them in one launch, the others one client after the other, to the bits that each has alone.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -33,32 +38,61 @@ class Products:
     sampled: Callable[[Index, Tensor, Tensor, Geometry], Tensor]
 
 
-FAMILIES: dict[str, dict[str, Products]] = {}
+FAMILIES: dict[str, dict[str, Products | Callable[[int, bool], Products]]] = {}
+"""By family and back end; those that depend on the mask's granularity or take several clients as a function of both."""
 
 
 class How(NamedTuple):
-    """What is constant in a call: family, back end, and the geometry of a convolution (empty for linear)."""
+    """What is constant in a call.
+
+    family, back end, geometry of a convolution (empty for linear), granularity of the mask, and whether the operands
+    have a dimension of clients before all others.
+    """
 
     family: str
     backend: str
     geometry: Geometry
+    granularity: int = 1
+    clients: bool = False
 
     @property
     def raw(self) -> Products:
         """The products to call."""
-        return FAMILIES[self.family][self.backend]
+        return products_of(self.family, self.backend, self.granularity, self.clients)
+
+    @property
+    def takes_clients(self) -> bool:
+        """Whether the back end does several clients in one call."""
+        return self.backend in ("triton", "condensed")
+
+
+def products_of(family: str, backend: str, granularity: int = 1, clients: bool = False) -> Products:
+    """The products of a family on a back end, for masks of that granularity, of one client or several at once."""
+    found = FAMILIES[family][backend]
+    return found if isinstance(found, Products) else found(granularity, clients)
+
+
+def output_size(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
+    """(H', W') of an input of (H, W); geometry is (kernel, stride, padding, dilation)."""
+    kernel, stride, padding, dilation = geometry[:4]
+    high, wide = ((size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    return high, wide
 
 
 class Product(torch.autograd.Function):
     """y = W x + bias, and its gradients where they are asked for."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, values: Tensor, x: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+    def forward(how: How, values: Tensor, x: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
         """Arguments as in `product`; index as the five arrays of `Index`."""
-        ctx.how = how
+        return how.raw.product(values, Index(*index), x, bias, how.geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """What the backward pass needs."""
+        ctx.how, values, x, _, *index = inputs
         needs_values, needs_x = ctx.needs_input_grad[1:3]
         ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *index)
-        return how.raw.product(values, Index(*index), x, bias, how.geometry)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,8 +101,32 @@ class Product(torch.autograd.Function):
         needs_values, needs_x, needs_bias = ctx.needs_input_grad[1:4]
         dvalues = sampled(ctx.how, gy, x, index) if needs_values else None
         dx = transposed(ctx.how, values, gy, index) if needs_x else None
-        dbias = gy.sum((0, *range(2, gy.dim()))) if needs_bias else None
+        dbias = _bias_gradient(gy, ctx.how.clients) if needs_bias else None
         return None, dvalues, dx, dbias, *(None for _ in index)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], how: How, *operands: Any) -> tuple[Tensor, int]:
+        """The clients' products: y [clients, B, N, ...]."""
+        values, x, bias, *index = operands
+        if any(dim is not None for dim in in_dims[4:]):
+            raise ValueError(f"{how.family}: clients that are computed together must have one mask, not one each.")
+        values, x = (_clients_first(each, dim, info.batch_size) for each, dim in zip((values, x), in_dims[1:3]))
+        bias = None if bias is None else _clients_first(bias, in_dims[3], info.batch_size)
+        if how.takes_clients:
+            return Product.apply(how._replace(clients=True), values, x, bias, *index), 0
+        biases = [None] * info.batch_size if bias is None else bias
+        return torch.stack([Product.apply(how, v, each, b, *index) for v, each, b in zip(values, x, biases)]), 0
+
+
+def _clients_first(operand: Tensor, dim: int | None, clients: int) -> Tensor:
+    """[clients, ...] of an operand whose clients stand in `dim`, or that they share."""
+    return operand.expand(clients, *operand.shape) if dim is None else operand.movedim(dim, 0)
+
+
+def _bias_gradient(gy: Tensor, clients: bool) -> Tensor:
+    """dbias [N] of gy [B, N, ...], or [clients, N] of [clients, B, N, ...]."""
+    first = 1 if clients else 0
+    return gy.sum((first, *range(first + 2, gy.dim())))
 
 
 class Transposed(torch.autograd.Function):
@@ -113,7 +171,7 @@ class Sampled(torch.autograd.Function):
 
 def product(how: How, values: Tensor, x: Tensor, bias: Tensor | None, index: Any) -> Tensor:
     """W x + bias; recorded by autograd where gradients are on."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return Product.apply(how, values, x, bias, *index)
     return how.raw.product(values, Index(*index), x, bias, how.geometry)
 
@@ -133,13 +191,43 @@ def sampled(how: How, gy: Tensor, x: Tensor, index: Any) -> Tensor:
 
 
 def backend_of(op: str, family: str, operand: Tensor) -> str:
-    """The back end of a family's op; "chosen" where each pass takes the faster of sparse kernels and dense torch."""
+    """The back end of a family's op; "chosen" where each pass takes the faster of sparse kernels and dense torch.
+
+    The sparse kernels of the CPU know float32 and float64: half types (autocast) run on dense torch. "chosen on a GPU"
+    is for CUDA tensors where Triton is installed.
+    """
     name = checked_backend(op, FAMILIES[family], operand.device)
+    if operand.is_cuda and name == "dense" and not is_forced() and not torch.compiler.is_compiling():
+        return "chosen on a GPU" if _has_triton() else name
     if name != "cpu":
         return name
     require_compiled("cpu")
-    chooses = operand.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-    return "chosen" if chooses and not is_forced() else name
+    if is_forced():
+        return name
+    if operand.dtype not in (torch.float32, torch.float64):
+        return "dense"
+    return name if torch.compiler.is_compiling() else "chosen"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def autocast(*operands: Tensor | None) -> tuple[Any, ...]:
+    """The operands in the dtype of `torch.autocast` where that is on for their device; the cast has a gradient.
+
+    As autocast does for torch's products: float64 stays.
+    """
+    kind = next(x.device.type for x in operands if x is not None)
+    if not torch.is_autocast_enabled(kind):
+        return operands
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x.to(dtype) if x is not None and _may_be_cast(x) else x for x in operands)
+
+
+def _may_be_cast(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dtype != torch.float64
 
 
 def check_operand(op: str, name: str, operand: Tensor, dims: int, like: Tensor) -> None:

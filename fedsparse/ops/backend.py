@@ -2,19 +2,21 @@
 
 cpu        compiled C++ on blocked tensors (CPU tensors, float32 and float64)
 dense      unpack into a scratch weight, then torch's dense op; gradient gathered (any device)
-triton     Triton kernels (CUDA tensors)
+triton     Triton kernels (CUDA tensors; with TRITON_INTERPRET=1, for tests, CPU tensors)
+condensed  the same with 16 rows at a time on tensor cores, for low densities of single weights
 reference  a few lines of dense torch, the oracle of the tests (any device)
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-BACKENDS = ("cpu", "dense", "triton", "reference")
+BACKENDS = ("cpu", "dense", "triton", "condensed", "reference")
 _DEFAULTS = {"cpu": "cpu"}
-_DEVICES = {"cpu": "cpu", "triton": "cuda"}
+_DEVICES = {"cpu": "cpu", "triton": "cuda", "condensed": "cuda"}
 _forced: str | None = None
 _T = TypeVar("_T")
 
@@ -36,9 +38,18 @@ def active_backend(device: torch.device | str) -> str:
     """Name of the back end that runs ops on tensors of that device; ValueError where a forced one cannot."""
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     name = _DEFAULTS.get(kind, "dense") if _forced is None else _forced
-    if _DEVICES.get(name, kind) != kind:
+    if _DEVICES.get(name, kind) != kind and not (_DEVICES[name] == "cuda" and _interprets()):
         raise ValueError(f"back end {name!r} needs tensors on {_DEVICES[name]}, not on {kind}.")
     return name
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton kernels take tensors of that device: CUDA, and where Triton interprets, the CPU."""
+    return device.type == "cuda" or _interprets()
 
 
 def is_forced() -> bool:

@@ -17,10 +17,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsparse.ops import dispatch
-from fedsparse.ops.algebra import FAMILIES, Geometry, Products, check_bias, check_operand, check_values
+from fedsparse.ops.algebra import (
+    Geometry,
+    Products,
+    check_bias,
+    check_operand,
+    check_values,
+    output_size,
+    products_of,
+)
 from fedsparse.ops.backend import is_forced
 from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked, reference_to_blocked
-from fedsparse.ops.conv2d import Size, output_size, pair
+from fedsparse.ops.conv2d import Size, pair
 from fedsparse.ops.index import Index
 from fedsparse.ops.load import define
 from fedsparse.topology import Topology
@@ -63,7 +71,7 @@ def reference_blocked_conv2d(
     values: Tensor, index: Index, x: Tensor, bias: Tensor | None, batch: int, geometry: Geometry
 ) -> Tensor:
     """blocked_conv2d by the reference of conv2d."""
-    product = FAMILIES["conv2d"]["reference"].product
+    product = products_of("conv2d", "reference").product
     return reference_to_blocked(product(values, index, reference_from_blocked(x, batch), bias, geometry))
 
 
@@ -71,7 +79,7 @@ def reference_blocked_conv2d(
 def _products(batch: int, forced: bool) -> Products:
     """The three products of that many images: within the layout, or whichever is faster."""
     within = _within(batch)
-    return within if forced else dispatch.products("blocked_conv2d", within, _outside(batch), batch)
+    return within if forced else dispatch.products("blocked_conv2d", {"cpu": within, "dense": _outside(batch)}, batch)
 
 
 def _within(batch: int) -> Products:
@@ -92,7 +100,7 @@ def _within(batch: int) -> Products:
 
 def _outside(batch: int) -> Products:
     """Dense torch on ordinary tensors."""
-    dense, enter = FAMILIES["conv2d"]["dense"], torch.ops.fedsparse.to_blocked
+    dense, enter = products_of("conv2d", "dense"), torch.ops.fedsparse.to_blocked
 
     def leave(blocks: Tensor) -> Tensor:
         return torch.ops.fedsparse.from_blocked(blocks, batch)

@@ -9,15 +9,26 @@
     d gy     = conv2d(values, du)  or conv2d(dv, x)
 
 H' = (H + 2 py - dy (kh - 1) - 1) // sy + 1, W' alike. Groups are not supported.
-Back ends: cpu (C++, float32 and float64), dense, reference.
+Back ends: cpu (C++, float32 and float64), dense, triton, condensed, reference.
 """
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.ops import algebra, dispatch
-from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
+from fedsparse.ops import algebra, condensed, dispatch, strips
+from fedsparse.ops.algebra import (
+    FAMILIES,
+    Geometry,
+    How,
+    Products,
+    check_bias,
+    check_operand,
+    check_values,
+    output_size,
+)
 from fedsparse.ops.index import Index, pick, spread
 from fedsparse.ops.load import define
 from fedsparse.ops.unpack import gathered, unpacked
@@ -32,13 +43,6 @@ define(
     f"{_GEOMETRY}) -> Tensor"
 )
 define(f"conv2d_weight(Tensor indptr, Tensor cols, Tensor gy, Tensor x, {_GEOMETRY}) -> Tensor")
-
-
-def output_size(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
-    """(H', W') of an input of (H, W); geometry is (kernel, stride, padding, dilation)."""
-    kernel, stride, padding, dilation = geometry[:4]
-    high, wide = ((size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
-    return high, wide
 
 
 @torch.library.register_fake("fedsparse::conv2d")
@@ -88,8 +92,12 @@ def _reference_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) 
     return pick(torch.einsum("bnp,bkp->nk", gy.flatten(2), _windows(x, geometry)), index)
 
 
-def _dense_weight(values: Tensor, index: Index, kernel: tuple[int, int]) -> Tensor:
-    return unpacked(values, index, index.channels * kernel[0] * kernel[1]).reshape(index.rows, index.channels, *kernel)
+def _dense_weight(values: Tensor, index: Index, kernel: tuple[int, int], operand: Tensor) -> Tensor:
+    """The weight in the layout of its operand: cuDNN takes and gives channels_last where one of the two is."""
+    flat = unpacked(values, index, index.channels * kernel[0] * kernel[1])
+    weight = flat.reshape(index.rows, index.channels, *kernel)
+    last = operand.is_cuda and operand.is_contiguous(memory_format=torch.channels_last) and not operand.is_contiguous()
+    return weight.contiguous(memory_format=torch.channels_last) if last else weight
 
 
 def _dense_gradients(gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]) -> tuple[Tensor, ...]:
@@ -101,12 +109,12 @@ def _dense_gradients(gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, 
 
 def _dense_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     kernel, stride, padding, dilation = geometry[:4]
-    return F.conv2d(x, _dense_weight(values, index, kernel), bias, stride, padding, dilation)
+    return F.conv2d(x, _dense_weight(values, index, kernel, x), bias, stride, padding, dilation)
 
 
 def _dense_transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
     shape = (gy.shape[0], index.channels, *geometry[4])
-    weight = _dense_weight(values, index, geometry[0])
+    weight = _dense_weight(values, index, geometry[0], gy)
     return _dense_gradients(gy, gy.new_empty(1).expand(shape), weight, geometry, [True, False])[0]
 
 
@@ -130,10 +138,23 @@ def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Ten
 
 _CPU = Products(_cpu_product, _cpu_transposed, _cpu_sampled)
 _DENSE = Products(_dense_product, _dense_transposed, _dense_sampled)
+
+
+@cache
+def _chosen_on_gpu(granularity: int, clients: bool) -> Products:
+    candidates = {"triton": strips.convolutions(granularity, clients)}
+    if granularity not in strips.VECTORS:
+        candidates["condensed"] = condensed.convolutions(clients)
+    return dispatch.products("conv2d", candidates | {"dense": _DENSE}, granularity=granularity)
+
+
 FAMILIES["conv2d"] = {
     "cpu": _CPU,
     "dense": _DENSE,
-    "chosen": dispatch.products("conv2d", _CPU, _DENSE),
+    "chosen": dispatch.products("conv2d", {"cpu": _CPU, "dense": _DENSE}),
+    "chosen on a GPU": _chosen_on_gpu,
+    "triton": strips.convolutions,
+    "condensed": lambda granularity, clients: condensed.convolutions(clients),
     "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
 }
 
@@ -150,9 +171,10 @@ def conv2d(
 ) -> Tensor:
     """y = W * x + bias, differentiable in values, x and bias.
 
-    Shapes: values [nnz], x [B, C, H, W], bias [N] or None, y [B, N, H', W']; one floating dtype and device.
-    ValueError otherwise, and for groups other than 1.
+    Shapes: values [nnz], x [B, C, H, W], bias [N] or None, y [B, N, H', W']; one floating dtype (that of
+    autocast, where it is on) and device. ValueError otherwise, and for groups other than 1.
     """
+    values, x, bias = algebra.autocast(values, x, bias)
     check_operand("conv2d", "x", x, 4, x)
     how = _how("conv2d", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
     check_values("conv2d", values, topology.nnz, x)
@@ -175,6 +197,7 @@ def conv2d_input(
 
     Shapes: values [nnz], gy [B, N, H', W'], result [B, C, H, W].
     """
+    values, gy = algebra.autocast(values, gy)
     check_operand("conv2d_input", "gy", gy, 4, gy)
     how = _how("conv2d_input", topology, gy, size, stride, padding, dilation, groups)
     check_values("conv2d_input", values, topology.nnz, gy)
@@ -195,6 +218,7 @@ def conv2d_weight(
 
     Shapes: gy [B, N, H', W'], x [B, C, H, W], result [nnz].
     """
+    gy, x = algebra.autocast(gy, x)
     check_operand("conv2d_weight", "x", x, 4, x)
     check_operand("conv2d_weight", "gy", gy, 4, x)
     how = _how("conv2d_weight", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
@@ -228,7 +252,7 @@ def _how(
         raise ValueError(
             f"{op}: the kernel {topology.kernel} with dilation {pairs[2]} exceeds the padded input {size}."
         )
-    return How("conv2d", name, geometry)
+    return How("conv2d", name, geometry, topology.granularity)
 
 
 def pair(op: str, name: str, size: Size, least: int) -> tuple[int, int]:

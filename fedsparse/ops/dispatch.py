@@ -1,4 +1,4 @@
-"""Which of the sparse kernels and dense torch runs a pass on the CPU, by measurement.
+"""Which of the sparse kernels and dense torch runs a pass, by measurement.
 
 A pass is one of the three products of a family (`algebra`): of "conv2d", "blocked_conv2d" (which would leave and
 enter the blocked layout for dense torch) or "linear". Where no back end is forced, `run` takes
@@ -12,6 +12,10 @@ enter the blocked layout for dense torch) or "linear". Where no back end is forc
 Nothing is measured outside `measuring`, and the file is read once a process, so that processes started on the same file
 choose alike and bits do not depend on how busy the machine was; after a `measuring` they may differ from those before.
 Lanes without an image cost as much as others: a batch that fills half of its lanes counts as twice as dense.
+
+On a GPU there are the Triton kernels, for single weights in two ways, and dense torch. No crossovers are shipped for
+GPUs: dense torch runs what was not measured. Clients of a cohort run one after the other unless `use_backend("triton")`
+is in force.
 """
 
 import json
@@ -19,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +45,7 @@ class Pass(NamedTuple):
 
     family: "conv2d", "blocked_conv2d" or "linear". product: "product", "transposed" or "sampled". weight: (N, C, kh,
     kw), of a linear layer (N, C, 1, 1). size: (H, W) of the input. batch: images or rows. nnz: active weights. strip: V
-    where V rows at a time share their columns, else 1.
+    where V rows at a time share their columns, else 1. gpu: the name of the GPU, empty for the CPU.
     """
 
     family: str
@@ -55,6 +59,7 @@ class Pass(NamedTuple):
     dtype: torch.dtype
     nnz: int
     strip: int
+    gpu: str = ""
 
     @property
     def density(self) -> float:
@@ -78,15 +83,19 @@ class Pass(NamedTuple):
         where = (self.weight, self.stride, self.padding, self.dilation, self.size)
         shape, stride, padding, dilation, size = ("x".join(map(str, part)) for part in where)
         what = f"{self.family} {self.product} {shape} stride {stride} padding {padding} dilation {dilation} on {size}"
-        return f"{what} batch {self.batch} {name} 2^{bucket} strip {self.strip}"
+        rounded = " tf32" if self.gpu and self.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else ""
+        return f"{what} batch {self.batch} {name}{rounded} 2^{bucket} strip {self.strip}"
 
 
 class Choice(NamedTuple):
-    """What runs a pass ("cpu" or "dense") and why: measured milliseconds by name, the shipped crossover, or `told`."""
+    """What runs a pass, by the name of a back end, and why: measured milliseconds, the shipped crossover, or `told`.
+
+    crossover: None on a GPU, for which none is shipped.
+    """
 
     name: str
     times: Mapping[str, float]
-    crossover: float
+    crossover: float | None
     told: bool = False
 
     def __str__(self) -> str:
@@ -95,11 +104,15 @@ class Choice(NamedTuple):
         if self.times:
             measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.times.items())
             return f"{self.name} ({measured})"
+        if self.crossover is None:
+            return f"{self.name} (not measured)"
         return f"{self.name} (shipped crossover {self.crossover:.0%})"
 
 
 def choose(work: Pass) -> Choice:
-    """The faster of "cpu" and "dense" for the pass; "cpu" where dense passes are not allowed."""
+    """The fastest of the sparse kernels ("cpu"; on a GPU "triton", "condensed") and "dense", where that is allowed."""
+    if work.gpu:
+        return _choose_on_gpu(work, file_of_times(work.gpu), _dense_allowed)
     if not _dense_allowed:
         return Choice("cpu", {}, crossover(work), told=True)
     return _choose(work, file_of_times(), torch.ops.fedsparse.isa())
@@ -116,6 +129,15 @@ def _choose(work: Pass, file: Path | None, isa: str) -> Choice:
     return Choice("cpu" if work.density <= limit * filled else "dense", {}, limit)
 
 
+def _choose_on_gpu(work: Pass, file: Path | None, dense_allowed: bool) -> Choice:
+    all_times = known(file)
+    times = all_times.get(work.key, {}) if all_times else {}
+    if not dense_allowed:
+        sparse = {name: ms for name, ms in times.items() if name != "dense"}
+        return Choice(min(sparse, key=lambda name: sparse[name]) if sparse else "triton", {}, None, told=True)
+    return Choice(min(times, key=lambda name: times[name]) if times else "dense", times, None)
+
+
 def crossover(work: Pass) -> float:
     """Shipped density up to which sparse kernels win for passes of this kind; 0 to 1."""
     table = _crossovers()
@@ -126,44 +148,39 @@ def crossover(work: Pass) -> float:
 def run(work: Pass, candidates: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """The result of the chosen candidate; within `measuring` both are timed first."""
     if _measuring:
-        times = {name: milliseconds(candidate) for name, candidate in candidates.items()}
-        keep(file_of_times(), work.key, times)
+        clock = gpu_milliseconds if work.gpu else milliseconds
+        times = {name: clock(candidate) for name, candidate in candidates.items()}
+        keep(file_of_times(work.gpu), work.key, times)
         _choose.cache_clear()
     return candidates[choose(work).name]()
 
 
-def products(family: str, sparse: Products, dense: Products, batch: int | None = None) -> Products:
-    """The three products of a family, each on whichever of its two back ends `run` chooses.
+def products(
+    family: str, candidates: Mapping[str, Products], batch: int | None = None, granularity: int | None = None
+) -> Products:
+    """The three products of a family, each on whichever of its back ends `run` chooses.
 
-    batch: images of the operands, where that is not the size of their first dimension.
+    batch: images of the operands, where that is not the size of their first dimension. granularity: of the mask; None
+    where it is to be found in the index arrays.
     """
 
     def work(product: str, index: Index, operand: Tensor, geometry: Geometry) -> Pass:
         size = (operand.shape[2], operand.shape[3]) if operand.dim() > 2 else (1, 1)
         images = operand.shape[0] if batch is None else batch
-        return pass_of(family, product, index, geometry[:4] or LINEAR, size, images, operand.dtype)
+        return pass_of(family, product, index, geometry[:4] or LINEAR, size, images, operand.dtype, granularity)
 
     def product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        both = {
-            "cpu": lambda: sparse.product(values, index, x, bias, geometry),
-            "dense": lambda: dense.product(values, index, x, bias, geometry),
-        }
-        return run(work("product", index, x, geometry), both)
+        all_ = {name: partial(each.product, values, index, x, bias, geometry) for name, each in candidates.items()}
+        return run(work("product", index, x, geometry), all_)
 
     def transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
-        both = {
-            "cpu": lambda: sparse.transposed(values, index, gy, geometry),
-            "dense": lambda: dense.transposed(values, index, gy, geometry),
-        }
+        all_ = {name: partial(each.transposed, values, index, gy, geometry) for name, each in candidates.items()}
         what = work("transposed", index, gy, geometry)
-        return run(what._replace(size=geometry[4]) if geometry else what, both)
+        return run(what._replace(size=geometry[4]) if geometry else what, all_)
 
     def sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-        both = {
-            "cpu": lambda: sparse.sampled(index, gy, x, geometry),
-            "dense": lambda: dense.sampled(index, gy, x, geometry),
-        }
-        return run(work("sampled", index, x, geometry), both)
+        all_ = {name: partial(each.sampled, index, gy, x, geometry) for name, each in candidates.items()}
+        return run(work("sampled", index, x, geometry), all_)
 
     return Products(product, transposed, sampled)
 
@@ -180,13 +197,23 @@ def pass_of(
     size: tuple[int, int],
     batch: int,
     dtype: torch.dtype,
+    granularity: int | None = None,
 ) -> Pass:
-    """The pass over a layer with these index arrays; geometry as (kernel, stride, padding, dilation)."""
+    """The pass over a layer with these index arrays; geometry as (kernel, stride, padding, dilation).
+
+    granularity: of the mask; None, on the CPU, where it is to be found in the index arrays.
+    """
     kernel, stride, padding, dilation = geometry
-    strip = torch.ops.fedsparse.strip_rows(index.indptr, index.cols)
+    strip = torch.ops.fedsparse.strip_rows(index.indptr, index.cols) if granularity is None else granularity
+    gpu = _name_of(index.indptr.device) if index.indptr.is_cuda else ""
     weight = (index.rows, index.channels, *kernel)
     nnz = index.cols.shape[0]
-    return Pass(family, product, weight, stride, padding, dilation, size, batch, dtype, nnz, strip)
+    return Pass(family, product, weight, stride, padding, dilation, size, batch, dtype, nnz, strip, gpu)
+
+
+@cache
+def _name_of(gpu: torch.device) -> str:
+    return torch.cuda.get_device_name(gpu)
 
 
 @contextmanager
@@ -228,6 +255,18 @@ def milliseconds(call: Callable[[], Any], runs: int = 3) -> float:
         call()
         times.append(clock() - start)
     return min(times) * 1e3
+
+
+def gpu_milliseconds(call: Callable[[], Any], runs: int = 10) -> float:
+    """Least time of a call on the current GPU after a warm-up."""
+    call()
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return min(start.elapsed_time(end) for start, end in pairs)
 
 
 @cache

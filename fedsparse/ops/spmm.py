@@ -4,14 +4,16 @@
     spmm_t(values, gy)  u  [B, C] = gy [B, N] W                     d values = sddmm(gy, du)  d gy = spmm(values, du)
     sddmm(gy, x)        v  [nnz]  = sum_b gy[b, n] x[b, c], active  d gy = spmm(dv, x)        d x  = spmm_t(dv, gy)
 
-Back ends: cpu (C++, float32 and float64), dense, triton, reference.
+Back ends: cpu (C++, float32 and float64), dense, triton, condensed, reference.
 """
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.ops import algebra, dispatch
+from fedsparse.ops import algebra, condensed, dispatch, strips
 from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
 from fedsparse.ops.index import Index, pick, spread
 from fedsparse.ops.load import define
@@ -94,13 +96,39 @@ def _triton_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
     return csr_sample(gy, x, index.indptr, index.cols)
 
 
+_TRITON = Products(_triton_product, _triton_transposed, _triton_sampled)
 _CPU = Products(_cpu_product, _cpu_transposed, _cpu_sampled)
 _DENSE = Products(_dense_product, _dense_transposed, _dense_sampled)
+
+
+@cache
+def _triton(granularity: int, clients: bool) -> Products:
+    """The CSR kernels for single weights of one client, else convolutions of 1 x 1 images."""
+    if granularity not in strips.VECTORS and not clients:
+        return _TRITON
+    return strips.as_linear(strips.convolutions(granularity, clients, linear=True))
+
+
+@cache
+def _condensed(_: int, clients: bool) -> Products:
+    return strips.as_linear(condensed.convolutions(clients, linear=True))
+
+
+@cache
+def _chosen_on_gpu(granularity: int, clients: bool) -> Products:
+    candidates = {"triton": _triton(granularity, clients)}
+    if granularity not in strips.VECTORS:
+        candidates["condensed"] = _condensed(granularity, clients)
+    return dispatch.products("linear", candidates | {"dense": _DENSE}, granularity=granularity)
+
+
 FAMILIES["linear"] = {
     "cpu": _CPU,
     "dense": _DENSE,
-    "chosen": dispatch.products("linear", _CPU, _DENSE),
-    "triton": Products(_triton_product, _triton_transposed, _triton_sampled),
+    "chosen": dispatch.products("linear", {"cpu": _CPU, "dense": _DENSE}),
+    "chosen on a GPU": _chosen_on_gpu,
+    "triton": _triton,
+    "condensed": _condensed,
     "reference": Products(_reference_product, _reference_transposed, _reference_sampled),
 }
 
@@ -108,8 +136,10 @@ FAMILIES["linear"] = {
 def spmm(values: Tensor, topology: Topology, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + bias, differentiable in values, x and bias.
 
-    Shapes: values [nnz], x [B, C], bias [N] or None, y [B, N]; one floating dtype and device. ValueError otherwise.
+    Shapes: values [nnz], x [B, C], bias [N] or None, y [B, N]; one floating dtype (that of autocast where it is
+    on) and device. ValueError otherwise.
     """
+    values, x, bias = algebra.autocast(values, x, bias)
     how = _how("spmm", topology, x)
     check_operand("spmm", "x", x, 2, x)
     check_values("spmm", values, topology.nnz, x)
@@ -123,6 +153,7 @@ def spmm_t(values: Tensor, topology: Topology, gy: Tensor) -> Tensor:
 
     Shapes: values [nnz], gy [B, N], dx [B, C].
     """
+    values, gy = algebra.autocast(values, gy)
     how = _how("spmm_t", topology, gy)
     check_operand("spmm_t", "gy", gy, 2, gy)
     check_values("spmm_t", values, topology.nnz, gy)
@@ -135,6 +166,7 @@ def sddmm(topology: Topology, gy: Tensor, x: Tensor) -> Tensor:
 
     Shapes: gy [B, N], x [B, C], result [nnz].
     """
+    gy, x = algebra.autocast(gy, x)
     how = _how("sddmm", topology, gy)
     check_operand("sddmm", "gy", gy, 2, gy)
     check_operand("sddmm", "x", x, 2, gy)
@@ -150,7 +182,7 @@ def _how(op: str, topology: Topology, operand: Tensor) -> How:
         raise ValueError(f"{op}: the topology must have shape (N, C), not {topology.shape}.")
     if topology.device != operand.device:
         raise ValueError(f"{op}: the topology is on {topology.device}, the operands on {operand.device}.")
-    return How("linear", algebra.backend_of(op, "linear", operand), ())
+    return How("linear", algebra.backend_of(op, "linear", operand), (), topology.granularity)
 
 
 def _check_width(op: str, name: str, operand: Tensor, width: int) -> None:

@@ -1,4 +1,4 @@
-"""Measured times of passes in a file: one a machine, version, instruction set and number of threads."""
+"""Measured times of passes in a file: one a machine, version, instruction set and number of threads, or one a GPU."""
 
 import fcntl
 import json
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 Times = dict[str, dict[str, float]]
-"""Milliseconds by back end ("cpu" and "dense"), by the key of a pass."""
+"""Milliseconds by back end (those of `_NAMES`), by the key of a pass."""
 
+_NAMES = ({"cpu", "dense"}, {"triton", "dense"}, {"triton", "condensed", "dense"})
 log = logging.getLogger("fedsparse")
 _times: dict[Path, Times] = {}
 
@@ -29,14 +30,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def file_of_times() -> Path | None:
-    """Where measured times are kept; None where there is no home folder to keep them in."""
+def file_of_times(gpu: str = "") -> Path | None:
+    """Where the times of the CPU, or of a GPU of that name, are kept; None where there is no home folder for it."""
     given = tuple(os.environ.get(name) for name in ("FEDSPARSE_CACHE", "XDG_CACHE_HOME", "HOME"))
-    return _file_in(given, torch.ops.fedsparse.isa(), torch.get_num_threads())
+    machine = re.sub(r"\W+", "-", gpu or processor())
+    how = "" if gpu else f"-{torch.ops.fedsparse.isa()}-{torch.get_num_threads()}-threads"
+    return _file_in(given, f"{machine}-{_version()}{how}.json")
 
 
 @lru_cache(64)
-def _file_in(given: tuple[str | None, ...], isa: str, threads: int) -> Path | None:
+def _file_in(given: tuple[str | None, ...], name: str) -> Path | None:
     own, caches, _ = given
     if own:
         folder = Path(own)
@@ -47,8 +50,7 @@ def _file_in(given: tuple[str | None, ...], isa: str, threads: int) -> Path | No
             folder = Path.home() / ".cache" / "fedsparse"
         except RuntimeError:
             return None
-    machine = re.sub(r"\W+", "-", processor())
-    return folder / f"{machine}-{_version()}-{isa}-{threads}-threads.json"
+    return folder / name
 
 
 @cache
@@ -76,7 +78,7 @@ def _read(path: Path) -> Times:
     found = json.loads(path.read_text())
     rows = found.values() if isinstance(found, dict) else [None]
     for row in rows:
-        if not isinstance(row, dict) or set(row) != {"cpu", "dense"} or not all(_is_time(ms) for ms in row.values()):
+        if not isinstance(row, dict) or set(row) not in _NAMES or not all(_is_time(ms) for ms in row.values()):
             raise ValueError("it does not hold a time of each back end for every pass; delete it")
     return found
 

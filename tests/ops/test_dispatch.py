@@ -15,7 +15,9 @@ PRODUCTS = ("product", "transposed", "sampled")
 CASE = Conv(N=16, C=16, B=16, H=8, W=8)
 
 
-def work(density: float, batch: int = 16, family: str = "conv2d", product: str = "product", strip: int = 1):
+def work(
+    density: float, batch: int = 16, family: str = "conv2d", product: str = "product", strip: int = 1, gpu: str = ""
+):
     return dispatch.Pass(
         family,
         product,
@@ -28,6 +30,7 @@ def work(density: float, batch: int = 16, family: str = "conv2d", product: str =
         torch.float32,
         round(9000 * density),
         strip,
+        gpu,
     )
 
 
@@ -192,3 +195,42 @@ def test_strips_are_found(rows: int, granularity: int, strip: int) -> None:
     assert torch.ops.fedsparse.strip_rows(index.indptr, index.cols) == strip
     full = Index.of(Topology.from_mask(torch.ones(12, 3, dtype=torch.bool)))
     assert torch.ops.fedsparse.strip_rows(full.indptr, full.cols) == 4
+
+
+def test_a_gpu_runs_dense_torch_until_it_was_measured(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the faster one, of that very GPU; the two candidates' order does not matter."""
+    slow = {"triton": 2.0, "dense": 1.0}
+    monkeypatch.setattr(dispatch, "gpu_milliseconds", lambda candidate: slow[candidate()])
+    candidates = {"triton": lambda: "triton", "dense": lambda: "dense"}
+    first, other = work(0.1, gpu="Some GPU"), work(0.1, gpu="Another GPU")
+    assert dispatch.run(first, candidates) == "dense"
+    assert str(dispatch.choose(first)) == "dense (not measured)"
+    slow["dense"] = 3.0
+    with ops.measuring():
+        assert dispatch.run(first, candidates) == "triton"
+    assert str(dispatch.choose(first)) == "triton (triton 2.00 ms, dense 3.00 ms)"
+    assert dispatch.choose(other).name == "dense"
+    assert [path.name.split("-fedsparse")[0][:8] for path in times.glob("*.json")] == ["Some-GPU"]
+    assert dispatch.choose(work(0.1)).times == {}, "the CPU has a file of its own"
+
+
+def test_tf32_and_float32_are_told_apart_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {}
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        keys[allowed] = work(0.1, gpu="Some GPU").key, work(0.1).key
+    assert keys[True][0] != keys[False][0]
+    assert keys[True][1] == keys[False][1]
+
+
+def test_a_gpu_runs_no_dense_torch_where_that_is_not_allowed(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it was measured the kernel for any mask, then the fastest but dense torch."""
+    monkeypatch.setattr(dispatch, "gpu_milliseconds", lambda candidate: candidate())
+    found = {"triton": lambda: 3.0, "condensed": lambda: 2.0, "dense": lambda: 1.0}
+    one = work(0.1, gpu="Some GPU")
+    with dispatch.dense_passes(False):
+        assert str(dispatch.choose(one)) == "triton (dense passes are not allowed)"
+    with ops.measuring():
+        assert dispatch.run(one, found) == 1.0
+    with dispatch.dense_passes(False):
+        assert dispatch.run(one, found) == 2.0
