@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedsparse import ops
 from fedsparse.nn.activation_store import Store, packed, pruned_saves
+from fedsparse.nn.innermost import innermost
 from fedsparse.nn.kept import packs, recomputes
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
@@ -78,13 +79,14 @@ class SparseLayer(nn.Module):
     def choices(self) -> dict[str, Choice]:
         """What runs the layer's passes ("forward", "input gradient", "weight gradient") on the last input, and why.
 
-        Empty before the first input, and off the CPU.
+        Empty before the first input, and off CPU and CUDA. The dtype is that of the values: under autocast others run.
         """
-        if self.seen is None or self.values.device.type != "cpu":
+        if self.seen is None or self.values.device.type not in ("cpu", "cuda"):
             return {}
         (batch, high, wide), given = self.seen, self.geometry()
         geometry = (self.topology.kernel, *given.values()) if given else LINEAR
-        where = (geometry, (high, wide), batch, self.values.dtype)
+        granularity = self.granularity if self.values.is_cuda else None
+        where = (geometry, (high, wide), batch, self.values.dtype, granularity)
         index = Index.of(self.topology)
         return {name: choose(pass_of(self.family, product, index, *where)) for name, product in _PASSES.items()}
 
@@ -158,14 +160,15 @@ class SparseLinear(SparseLayer):
         flat = x.reshape(-1, x.shape[-1])
         self.seen = (flat.shape[0], 1, 1)
         y = ops.spmm(self.values, self.topology, flat).reshape(*x.shape[:-1], self.weight_shape[0])
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class SparseConv2d(SparseLayer):
     """Cross-correlation with a weight [N, C, kh, kw] stored at its active weights. x: [B, C, H, W]; groups = 1.
 
-    With `region` the output may stay in blocks of images (see `fedsparse.nn.region`); `left` names the functions of
-    torch for which it had to become an ordinary tensor.
+    With `region` the output may stay in blocks of images (see `fedsparse.nn.region`), or on a GPU have its images
+    innermost (see `fedsparse.nn.innermost`); `left` names the functions of torch for which it had to become an ordinary
+    tensor.
     """
 
     def __init__(
@@ -220,7 +223,8 @@ class SparseConv2d(SparseLayer):
         self.blocked = self.region and admits(x, self.values)
         if not self.blocked:
             x = as_tensor(x)
-            return ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
+            y = ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
+            return innermost(y) if self.region else y
         x = enter(x, self)
         blocks, run = x.blocks, self._on_blocks(x.batch)
         source: Callable[[], Tensor] = lambda: blocks  # noqa: E731

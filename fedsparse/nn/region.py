@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.nn.innermost import Innermost
 from fedsparse.nn.kept import Again
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
 
@@ -269,20 +270,22 @@ def enter(x: "Blocked | Tensor", member: Member) -> Blocked:
 
 
 def as_tensor(x: Any) -> Any:
-    """A Blocked as the tensor that it stands for, anything else as it is."""
-    return x.tensor() if isinstance(x, Blocked) else x
+    """A Blocked as the tensor that it stands for, an Innermost as an ordinary tensor, anything else as it is."""
+    if isinstance(x, Blocked):
+        return x.tensor()
+    return x.as_subclass(Tensor) if isinstance(x, Innermost) else x
 
 
 def leave(module: Any, inputs: Any, output: Any) -> Any:
     """A forward hook: Blocked in the output, in tuples, lists and dicts too, become tensors."""
-    if isinstance(output, Tensor):
+    if type(output) is Tensor:
         return None
     return _all_tensors(output)
 
 
 def _all_tensors(output: Any) -> Any:
-    if isinstance(output, Blocked):
-        return output.tensor()
+    if isinstance(output, Blocked | Innermost):
+        return as_tensor(output)
     if type(output) in (list, tuple):
         return type(output)(_all_tensors(x) for x in output)
     if type(output) is dict:

@@ -5,13 +5,14 @@
     layout       unpack, gather                            values to the dense weight and back
     selection    topk, topk_segmented, grow_scores, GrowSearch
     activations  pack_activation, relu                     what is kept of them for the backward pass
+    innermost    innermost_norm: batch norm of what the Triton convolutions return
     blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
 `use_backend` forces a back end, `active_backend` says which one runs; on the CPU each pass takes the faster of sparse
 kernels and dense torch (`dispatch`), and `measuring` times both.
 """
 
-from fedsparse.ops.backend import BACKENDS, active_backend, is_forced, use_backend
+from fedsparse.ops.backend import BACKENDS, active_backend, is_forced, runs_triton, use_backend
 from fedsparse.ops.blocked import from_blocked, to_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.blocked_norm import batch_moments, batch_norm, group_moments, group_norm
@@ -19,6 +20,7 @@ from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
+from fedsparse.ops.innermost_norm import innermost_norm, stands_innermost
 from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
 from fedsparse.ops.relu_bits import relu
@@ -47,13 +49,16 @@ __all__ = [
     "group_moments",
     "group_norm",
     "grow_scores",
+    "innermost_norm",
     "is_forced",
     "measuring",
     "pack_activation",
     "relu",
+    "runs_triton",
     "sddmm",
     "spmm",
     "spmm_t",
+    "stands_innermost",
     "tiles",
     "to_blocked",
     "topk",

@@ -1,0 +1,88 @@
+"""Batch norm of images that stand innermost in memory, as the Triton convolutions take and give them: `innermost_norm`.
+
+    y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(variance + eps)                x [B, C, H, W]
+    dx = weight rstd (dy - mean(dy) - z mean(dy z)),  z = (x - mean) rstd                  in training
+    dx = weight rstd dy                                                                    for given statistics
+    dweight = sum dy z,  dbias = sum dy
+
+(Ioffe and Szegedy, ICML 2015.) torch's own batch norm would copy such a tensor into another layout, and the next
+convolution back. Statistics run in float32 for any x. Once differentiable. Back end: triton.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def stands_innermost(x: Tensor) -> bool:
+    """Whether the images of x [B, C, H, W] stand innermost, without gaps, and in no other common layout too."""
+    if x.dim() != 4 or x.shape[0] < 2 or x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return x.permute(1, 2, 3, 0).is_contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[C, H W B] of x, a view where its images stand innermost."""
+    return x.permute(1, 2, 3, 0).contiguous().flatten(1)
+
+
+def _images(rows: Tensor, like: Tensor) -> Tensor:
+    batch, channels, high, wide = like.shape
+    return rows.view(channels, high, wide, batch).permute(3, 0, 1, 2)
+
+
+class InnermostNorm(torch.autograd.Function):
+    """Given or own statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, training: bool
+    ) -> Tensor:
+        """Mean and variance float32 [C], of x itself in training."""
+        from fedsparse.kernels import norm
+
+        ctx.eps, ctx.training = eps, training
+        ctx.save_for_backward(x, weight, mean, variance)
+        return _images(norm.batch_norm(_rows(x), mean, variance, weight, bias, eps), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        from fedsparse.kernels import norm
+
+        x, weight, mean, variance = ctx.saved_tensors
+        rows = _rows(gy), _rows(x)
+        dx, dweight, dbias = norm.batch_norm_backward(*rows, mean, variance, weight, ctx.eps, ctx.training)
+        return _images(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), None, None, None, None
+
+
+def innermost_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """F.batch_norm of x [B, C, H, W], differentiable in x, weight and bias; running statistics float32 [C] move.
+
+    ValueError where training has one number a channel, or where statistics are given neither way.
+    """
+    from fedsparse.kernels import norm
+
+    if training:
+        if x.numel() <= x.shape[1]:
+            raise ValueError(f"innermost_norm: training needs more than one number a channel, not {tuple(x.shape)}.")
+        mean, variance = norm.batch_moments(_rows(x.detach()), running_mean, running_variance, momentum)
+    elif running_mean is None or running_variance is None:
+        raise ValueError("innermost_norm: without training, running statistics are needed.")
+    else:
+        mean, variance = running_mean, running_variance
+    weight = mean.new_ones(x.shape[1]) if weight is None else weight
+    bias = mean.new_zeros(x.shape[1]) if bias is None else bias
+    return InnermostNorm.apply(x, weight, bias, mean, variance, eps, training)

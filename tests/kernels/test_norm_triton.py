@@ -1,0 +1,50 @@
+"""Batch norm of images that stand innermost, in the interpreter, against torch's in float64."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from norm_interpreted import CASES, innermost
+
+from fedsparse.ops.innermost_norm import stands_innermost
+
+# Of y; a half type's rounding goes into every sum of the gradients. 1000 loses 2^10 of float32's 2^24 in x itself.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
+    script = Path(__file__).with_name("norm_interpreted.py")
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_float64(interpreted: dict[str, dict[str, float]], name: str) -> None:
+    _, dtype, _, affine = CASES[name]
+    found = interpreted[name]
+    assert set(found) == {"y", "running mean", "variance", "x", *(("weight", "bias") if affine else ())}
+    limit = 1e-3 if name == "far from zero" else TOLERANCE[dtype]
+    for what, error in found.items():
+        assert error <= limit, f"{what}: {error:.2e}"
+
+
+def test_which_tensors_stand_innermost() -> None:
+    x = torch.randn(4, 3, 2, 5)
+    assert stands_innermost(innermost(x))
+    assert not stands_innermost(x)
+    assert not stands_innermost(x.contiguous(memory_format=torch.channels_last))
+    assert not stands_innermost(innermost(torch.randn(1, 3, 2, 5))), "one image stands in every layout"
+    assert not stands_innermost(innermost(torch.randn(32, 3, 2, 5))[:17]), "gaps"
