@@ -1,0 +1,240 @@
+"""The Triton kernels of this package, each in the specialisations that a ResNet-18 runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import triton.language as tl
+from fedsparse.kernels import direct, norm, spmm, strips
+
+from .machine_code import Code, triton_code
+
+TYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+_SIZES = ("blocks", "channels", "high", "wide", "out_high", "out_wide")
+_GEOMETRY = ("KERNEL_Y", "KERNEL_X", "STRIDE_Y", "STRIDE_X", "PADDING_Y", "PADDING_X", "DILATION_Y", "DILATION_X")
+# kernel, stride, padding, dilation of the convolutions of a ResNet
+GEOMETRIES = {
+    "3x3": (3, 3, 1, 1, 1, 1, 1, 1),
+    "3x3/2": (3, 3, 2, 2, 1, 1, 1, 1),
+    "1x1/2": (1, 1, 2, 2, 0, 0, 1, 1),
+    "linear": (1, 1, 1, 1, 0, 0, 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A kernel with its specialisation: `compile(arch)` makes it; `tensor_cores`: whether it is meant to use them."""
+
+    label: str
+    compile: Callable[..., Code]
+    tensor_cores: bool
+
+
+def _listed(
+    label: str,
+    kernel: Any,
+    pointers: str,
+    sizes: str,
+    constants: dict[str, Any],
+    warps: int,
+    tensor_cores: bool = False,
+) -> Listed:
+    """pointers: "name:type ...", in order before the sizes, int32 but for eps and momentum."""
+    signature = {name: f"*{kind}" for name, kind in (each.split(":") for each in pointers.split())}
+    signature |= {name: "fp32" if name in ("eps", "momentum") else "i32" for name in sizes.split()}
+    return Listed(label, partial(triton_code, label, kernel, signature, constants, warps), tensor_cores)
+
+
+def _stored(precision: str) -> str:
+    return "fp32" if precision == "tf32" else precision
+
+
+def _convolution(name: str) -> dict[str, Any]:
+    return dict(zip(_GEOMETRY, GEOMETRIES[name], strict=True)) | {"LANES": 16}
+
+
+def strip_kernels() -> Iterator[Listed]:
+    """Products of strips: V x precision, in the geometries of a ResNet."""
+    plan = [(v, p, "3x3") for v in strips.VECTORS for p in ("bf16", "tf32", "fp32")]
+    plan += [(32, "bf16", g) for g in ("3x3/2", "1x1/2", "linear")] + [(32, "fp16", "3x3")]
+    sizes = "entries strips " + " ".join(_SIZES)
+    for vector, precision, geometry in plan:
+        kind, cores = _stored(precision), precision != "fp32"
+        common = _convolution(geometry) | {"V": vector, "UPCAST": False}
+        common["PRECISION"] = strips.precision(TYPES[precision], precision == "tf32")
+        tile = strips.product_tile(vector, TYPES[precision])
+        yield _listed(
+            f"strip_product V={vector} {precision} {geometry}",
+            strips.strip_product_kernel,
+            f"packed:{kind} starts:i32 cols:i32 x:{kind} bias:{kind} y:{kind}",
+            sizes,
+            common | {"OUTPUTS": tile.outputs, "ENTRIES": tile.entries, "STAGES": tile.stages, "HAS_BIAS": False},
+            tile.warps,
+            cores,
+        )
+        for density, entries in (("", 100), (" few entries", 10)):
+            tile = strips.sample_tile(vector, TYPES[precision], entries)
+            yield _listed(
+                f"strip_sample V={vector} {precision} {geometry}{density}",
+                strips.strip_sample_kernel,
+                f"starts:i32 cols:i32 gy:{kind} x:{kind} parts:fp32",
+                "entries strips splits steps " + " ".join(_SIZES),
+                common | {"OUTPUTS": tile.outputs, "ENTRIES": tile.entries, "STAGES": tile.stages},
+                tile.warps,
+                cores,
+            )
+
+
+def gathering_kernels() -> Iterator[Listed]:
+    """The two halves of the gradient to the input: strips to entries, and entries to channels."""
+    for vector, precision in [(v, p) for v in strips.VECTORS for p in ("bf16", "tf32", "fp32")]:
+        kind = _stored(precision)
+        tile = strips.spread_tile(vector, TYPES[precision], 100)
+        yield _listed(
+            f"strip_spread V={vector} {precision}",
+            strips.strip_spread_kernel,
+            f"packed:{kind} starts:i32 gy:{kind} spread:{kind}",
+            "entries strips plane blocks all_blocks",
+            {"LANES": 16, "V": vector, "OUTPUTS": tile.outputs, "ENTRIES": tile.entries}
+            | {"PRECISION": strips.precision(TYPES[precision], precision == "tf32"), "UPCAST": False},
+            tile.warps,
+            precision != "fp32",
+        )
+    for geometry in GEOMETRIES:
+        yield _listed(
+            f"gather of spread strips bf16 {geometry}",
+            direct.direct_product_kernel,
+            "values:bf16 indptr:i32 cols:i32 perm:i32 source:bf16 bias:bf16 target:bf16",
+            "nnz rows " + " ".join(_SIZES) + " all_blocks",
+            _convolution(geometry)
+            | {"TRANSPOSED": True, "WEIGHTED": False, "HAS_BIAS": False, "ACC": tl.float32}
+            | {"NONZEROS": direct.PRODUCT.nonzeros, "OUTPUTS": direct.PRODUCT.outputs},
+            direct.PRODUCT.warps,
+        )
+
+
+def packing_kernels() -> Iterator[Listed]:
+    """Values to and from packed strips."""
+    steps = {"STEPS": strips.search_steps(16), "V": 32, "ENTRIES": 32}
+    yield _listed(
+        "pack_strips V=32 fp32 to bf16",
+        strips.pack_strips_kernel,
+        "values:fp32 starts:i32 packed:bf16",
+        "entries strips",
+        steps,
+        4,
+    )
+    yield _listed(
+        "unpack_strips V=32 to fp32",
+        strips.unpack_strips_kernel,
+        "parts:fp32 starts:i32 values:fp32",
+        "entries strips splits",
+        steps,
+        4,
+    )
+
+
+def direct_kernels() -> Iterator[Listed]:
+    """Products a nonzero at a time."""
+    plan = [(p, "3x3") for p in ("fp32", "bf16", "fp64")] + [("fp32", "3x3/2"), ("fp32", "1x1/2")]
+    for precision, geometry in plan:
+        common = _convolution(geometry) | {"ACC": direct.accumulator(TYPES[precision])}
+        for transposed in (False, True):
+            yield _listed(
+                f"direct_{'transposed' if transposed else 'product'} {precision} {geometry}",
+                direct.direct_product_kernel,
+                f"values:{precision} indptr:i32 cols:i32 perm:i32 source:{precision} "
+                f"bias:{precision} target:{precision}",
+                "nnz rows " + " ".join(_SIZES) + " all_blocks",
+                common
+                | {"TRANSPOSED": transposed, "WEIGHTED": True, "HAS_BIAS": False}
+                | {"NONZEROS": direct.PRODUCT.nonzeros, "OUTPUTS": direct.PRODUCT.outputs},
+                direct.PRODUCT.warps,
+            )
+        yield _listed(
+            f"direct_sample {precision} {geometry}",
+            direct.direct_sample_kernel,
+            f"indptr:i32 cols:i32 gy:{precision} x:{precision} parts:{'fp64' if precision == 'fp64' else 'fp32'}",
+            "nnz rows groups steps " + " ".join(_SIZES),
+            common
+            | {"SEARCH": strips.search_steps(512)}
+            | {"NONZEROS": direct.SAMPLE.nonzeros, "OUTPUTS": direct.SAMPLE.outputs},
+            direct.SAMPLE.warps,
+        )
+
+
+def linear_kernels() -> Iterator[Listed]:
+    """The spmm family."""
+    for precision in ("fp32", "bf16", "fp16", "fp64"):
+        for batch in (16, 64):
+            acc = {"ACC": tl.float64 if precision == "fp64" else tl.float32}
+            tile = spmm.tile("product", batch)
+            for perm in (False, True):
+                yield _listed(
+                    f"csr_product{' transposed' if perm else ''} {precision} b{batch}",
+                    spmm.csr_product_kernel,
+                    f"values:{precision} indptr:i32 cols:i32 perm:i32 x_t:{precision} y:{precision}",
+                    "batch rows",
+                    acc | {"HAS_PERM": perm, "NONZEROS": tile.nonzeros, "BATCH": tile.batch},
+                    tile.warps,
+                )
+            tile = spmm.tile("sample", batch)
+            yield _listed(
+                f"csr_sample {precision} b{batch}",
+                spmm.csr_sample_kernel,
+                f"g_t:{precision} x_t:{precision} indptr:i32 cols:i32 dvalues:{precision}",
+                "batch rows nnz",
+                acc | {"STEPS": spmm.search_steps(512), "NONZEROS": tile.nonzeros, "BATCH": tile.batch},
+                tile.warps,
+            )
+
+
+def norm_kernels() -> Iterator[Listed]:
+    """Batch norm of images that stand innermost."""
+    block = {"BLOCK": 1024}
+    for kind in ("fp32", "bf16"):
+        plan = [
+            ("moments", norm.moments_kernel, f"x:{kind} means:fp32 squares:fp32", "run steps", {}),
+            ("norm", norm.norm_kernel, f"x:{kind} mean:fp32 variance:fp32 weight:fp32 bias:fp32 y:{kind}", "run", {}),
+            (
+                "norm_sums",
+                norm.norm_sums_kernel,
+                f"gy:{kind} x:{kind} mean:fp32 sums:fp32 products:fp32",
+                "run steps",
+                {},
+            ),
+            (
+                "norm_gradient",
+                norm.norm_gradient_kernel,
+                f"gy:{kind} x:{kind} mean:fp32 variance:fp32 weight:fp32 sums:fp32 products:fp32 dx:{kind}",
+                "run",
+                {"TRAINING": True},
+            ),
+        ]
+        for name, kernel, pointers, sizes, more in plan:
+            eps = " eps" if name in ("norm", "norm_gradient") else ""
+            yield _listed(f"{name} {kind}", kernel, pointers, sizes + eps, block | more, 4)
+    yield _listed(
+        "join_moments",
+        norm.join_moments_kernel,
+        "means:fp32 squares:fp32 mean:fp32 variance:fp32 running_mean:fp32 running_variance:fp32",
+        "channels run parts length momentum",
+        {"RUNNING": True, "CHANNELS": 64},
+        2,
+    )
+
+
+def kernels() -> list[Listed]:
+    """All of them."""
+    makers = strip_kernels, gathering_kernels, packing_kernels, direct_kernels, linear_kernels, norm_kernels
+    return [listed for maker in makers for listed in maker()]
