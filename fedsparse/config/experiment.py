@@ -21,6 +21,7 @@ from fedsparse.config.schema import Config
 from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
 from fedsparse.federated import Checkpoints, Experiment, Failures, Training
+from fedsparse.federated.cohort import admits
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 
@@ -75,6 +76,16 @@ def check_names(config: Config) -> None:
         raise ConfigError(
             f"train.clients_per_round is {config.train.clients_per_round} "
             f"but must be at most partition.clients, which is {config.partition.clients}"
+        )
+    if config.train.cohort > 1 and not admits(config.method):
+        raise ConfigError(
+            f"train.cohort is {config.train.cohort}, but {config.method.name} changes how a client trains, "
+            "so that its clients train one after the other; leave it out"
+        )
+    if config.train.cohort > 1 and config.train.memory_limit is not None:
+        raise ConfigError(
+            f"train.cohort is {config.train.cohort}, but train.memory_limit is what a client may take alone; "
+            "leave one of them out"
         )
     for sink in config.track:
         if importlib.util.find_spec(sink) is None:

@@ -80,7 +80,8 @@ class Train(Table):
     may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
     with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
     pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
-    `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked.
+    `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked. With
+    `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -100,6 +101,7 @@ class Train(Table):
     lossless: bool = False
     dense_passes: bool = True
     memory_limit: Limit | None = None
+    cohort: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 class Wire(Table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +33,8 @@ class Training:
     round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
     the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
     lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits;
-    dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time.
+    dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time;
+    cohort: how many clients one process trains at once (see `cohort`), for methods that leave local training as it is.
     """
 
     rounds: int = 10
@@ -52,9 +53,10 @@ class Training:
     recompute: bool = False
     lossless: bool = False
     dense_passes: bool = True
+    cohort: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every"):
+        for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
         for name, choices in (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam"))):
@@ -65,6 +67,13 @@ class Training:
         """The learning rate of round t."""
         cosine = (1 + math.cos(math.pi * t / self.rounds)) / 2 if self.lr_schedule == "cosine" else 1.0
         return self.lr * self.lr_decay**t * cosine
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], t: int) -> SGD | Adam:
+        """A fresh local optimizer of round t; on a GPU one kernel steps all parameters."""
+        lr, fused = self.learning_rate(t), True if parameters[0].is_cuda else None
+        if self.optimizer == "adam":
+            return Adam(parameters, lr=lr, weight_decay=self.weight_decay, fused=fused)
+        return SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused)
 
 
 @dataclass
@@ -97,13 +106,9 @@ class Client:
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        t, parameters = self.training, parameters_of(self.model)
-        lr = t.learning_rate(self.round)
-        if t.optimizer == "adam":
-            self.optimizer = Adam(parameters, lr=lr, weight_decay=t.weight_decay)
-        else:
-            self.optimizer = SGD(parameters, lr=lr, momentum=t.momentum, weight_decay=t.weight_decay)
-        self.anchor = {p: p.detach().clone() for p in parameters} if t.proximal else {}
+        parameters = parameters_of(self.model)
+        self.optimizer = self.training.make_optimizer(parameters, self.round)
+        self.anchor = {p: p.detach().clone() for p in parameters} if self.training.proximal else {}
 
     @property
     def samples(self) -> int:

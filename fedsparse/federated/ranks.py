@@ -28,6 +28,8 @@ def run_on_ranks(
     An exception that nobody handles ends every rank where it is rank 0's or Open MPI runs without ULFM, else that rank
     alone. With ULFM the process ends with `Link.exit_code`.
     """
+    if experiment.training.cohort > 1:
+        raise ValueError(f"training.cohort is {experiment.training.cohort}, but a rank trains one client at a time")
     link = Link()
     if link.size < 2:
         raise ValueError("an MPI run needs at least 2 ranks: rank 0 serves, the others work")

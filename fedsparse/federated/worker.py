@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated import exchange, faults, mask_change
 from fedsparse.federated.client import Client, Training, train
+from fedsparse.federated.cohort import train_together
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import plan_for
@@ -76,9 +77,23 @@ class Worker:
             client = self._client(id)
             faults.reach("train", client.round)
             train(client, self.method)
-            sections = self.method.report(client)
+            return self._report(client)
+
+    def train_together(self, ids: Sequence[int]) -> list[bytes]:
+        """As `train` of each, all at once (see `cohort`)."""
+        reports = []
+        with self.peak.measure(self.model):
+            clients = [self._client(id) for id in ids]
+            for client in train_together(clients, self.method):
+                faults.reach("train", client.round)
+                with self._draws_of("train", client.id):
+                    reports.append(self._report(client))
+        return reports
+
+    def _report(self, client: Client) -> bytes:
         facts = np.array([client.samples, client.loss], dtype=np.float64)
-        report = encode("report", client.round, id, {"facts": Values(facts), **sections})
+        sections = {"facts": Values(facts), **self.method.report(client)}
+        report = encode("report", client.round, client.id, sections)
         faults.reach("report", client.round)
         return faults.spoil(report, client.round)
 

@@ -83,13 +83,15 @@ class LocalWorkers:
     def work(
         self, kind: Tag, clients: Sequence[int], task: str = "", round: int = 0, until: float = math.inf
     ) -> Iterator[Done]:
-        """One client after the other; what is done too late is not used."""
-        for client in clients:
+        """One cohort of clients after the other; what is done too late is not used."""
+        size = self.worker.training.cohort if kind is Tag.TRAIN else 1
+        for start in range(0, len(clients), size):
+            some = clients[start : start + size]
             late = time.monotonic() > until
-            done = None if late else carry_out(self.worker, kind, client, task)
-            if done is None or time.monotonic() > until:
-                done = Done(client, None, "not done by the round's deadline")
-            yield done
+            done = [] if late else carry_out_together(self.worker, kind, some, task)
+            if late or time.monotonic() > until:
+                done = [Done(client, None, "not done by the round's deadline") for client in some]
+            yield from done
 
     def incidents(self) -> list[Incident]:
         """None: where the only worker fails, the run does."""
@@ -106,6 +108,21 @@ class LocalWorkers:
 def deliver(worker: Worker, kind: Tag, data: bytes | memoryview) -> None:
     """Give a worker a mask, weights or task message."""
     {Tag.MASK: worker.receive_mask, Tag.WEIGHTS: worker.receive_weights, Tag.TASK: worker.receive_task}[kind](data)
+
+
+def carry_out_together(worker: Worker, kind: Tag, clients: Sequence[int], task: str) -> list[Done]:
+    """Train several clients at once; where that fails, one after the other, so that only who fails alone is lost."""
+    if len(clients) > 1:
+        worker.peak.reset()
+        start = time.perf_counter()
+        try:
+            answers = worker.train_together(clients)
+        except (Exception, SystemExit):
+            log.warning("clients %s failed together and now work one after the other", clients, exc_info=True)
+        else:
+            seconds, peak = (time.perf_counter() - start) / len(clients), worker.peak.bytes
+            return [Done(client, answer, "", seconds, peak) for client, answer in zip(clients, answers, strict=True)]
+    return [carry_out(worker, kind, client, task) for client in clients]
 
 
 def carry_out(worker: Worker, kind: Tag, client: int, task: str) -> Done:

@@ -2,6 +2,7 @@
 
 import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocked)
 from fedsparse.nn.activation_store import Store
+from fedsparse.nn.cohort import Cohort
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, growth_search, visit_gradients
 from fedsparse.nn.kept import pack_relu_outputs, recompute_norm_inputs
@@ -13,6 +14,7 @@ from fedsparse.ops.dispatch import dense_passes
 
 __all__ = [
     "Blocked",
+    "Cohort",
     "Growth",
     "SparseConv2d",
     "SparseLayer",
