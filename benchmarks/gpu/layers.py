@@ -1,4 +1,4 @@
-"""Dense 3 x 3 convolutions of the four stages of ResNet-18, three passes each, batch 64."""
+"""Dense 3 x 3 convolutions of the four stages of ResNet-18, three passes each, batch 64 and 256."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def operands(bench: Bench, stage: Stage, precision: str) -> Operands:
+def operands(bench: Bench, stage: Stage, precision: str, images: int = BATCH) -> Operands:
     """Random operands, float32 in memory, exact in the dtype of `precision`."""
-    batch, channels = bench.size(BATCH, 3), bench.size(stage.channels, 5)
+    batch, channels = bench.size(images, 3), bench.size(stage.channels, 5)
     side = bench.size(stage.side, 6)
     x = bench.random(batch, channels, side, side, seed=1)
     gy = bench.random(batch, channels, side, side, seed=2)
@@ -84,28 +84,30 @@ def flops(of: Operands) -> int:
     return 2 * of.w.numel() * of.x.shape[0] * of.x.shape[2] * of.x.shape[3]
 
 
-def label(stage: Stage, precision: str, layout: str) -> str:
+def label(stage: Stage, precision: str, layout: str, batch: int = BATCH) -> str:
     """Name of a dense layer's case."""
-    return f"layer {stage.name} {precision} {layout}"
+    images = "" if batch == BATCH else f" b{batch}"
+    return f"layer {stage.name}{images} {precision} {layout}"
 
 
 def cases() -> list[Case]:
-    """Each stage, precision and layout."""
+    """Each stage, precision and layout; then bfloat16 at batch 256."""
+    plan = [(stage, p, layout, BATCH) for p in PRECISIONS for stage in STAGES for layout in LAYOUTS]
+    plan += [(stage, "bf16", "channels_last", 256) for stage in STAGES]
     return [
         Case(
-            label(stage, p, layout),
-            partial(dense_layer, stage=stage, precision=p, layout=layout),
-            versus=label(stage, p, "NCHW"),
+            label(*each),
+            partial(dense_layer, stage=stage, precision=p, layout=layout, batch=batch),
+            versus=label(stage, p, "NCHW", batch) if batch == BATCH else "",
         )
-        for p in PRECISIONS
-        for stage in STAGES
-        for layout in LAYOUTS
+        for each in plan
+        for stage, p, layout, batch in [each]
     ]
 
 
-def dense_layer(bench: Bench, stage: Stage, precision: str, layout: str) -> Measured:
+def dense_layer(bench: Bench, stage: Stage, precision: str, layout: str, batch: int) -> Measured:
     """Milliseconds of the three passes; rate of the forward in TFLOP/s."""
-    plain = operands(bench, stage, precision)
+    plain = operands(bench, stage, precision, batch)
     with bench.reference():
         expected = {name: run() for name, run in plain.to(torch.float64).passes().items()}
     laid = plain.to(dtype_of(precision), layout)

@@ -27,9 +27,11 @@ SECTIONS = (
     Section("steps", "Dense ResNet-18 training steps (what masked training costs today)", 100),
     Section("sparse_steps", "Sparse ResNet-18 training steps", 40),
     Section("memory", "Memory of a ResNet-18 training step, batch 64, density 5 %", 40),
-    Section("layers", "Dense 3x3 layers, batch 64 (forward / input gradient / weight gradient)", 40),
+    Section("layers", "Dense 3x3 layers (forward / input gradient / weight gradient)", 40),
+    Section("strip_layers", "Sparse 3x3 layers on Triton kernels, against dense channels_last (three passes)", 70),
     Section("sparse_ops", "Sparse ops (forward / input gradient / weight gradient)", 60),
     Section("clients", "Clients on one GPU, dense", 90),
+    Section("cohorts", "Clients trained at once", 50),
     Section("compiled", "Dense steps under torch.compile (launched / replayed from a graph)", 240),
 )
 BUILD_SECONDS, TEST_SECONDS = 180.0, 90.0
