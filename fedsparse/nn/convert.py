@@ -135,9 +135,9 @@ def _set_region(model: nn.Module, wanted: bool) -> None:
 def explain(model: nn.Module) -> str:
     """Say, a line a layer, at which density it is and what runs its three passes.
 
-    On the CPU each pass is run by the sparse kernels ("cpu") or by dense torch, whichever was faster (see
-    `fedsparse.ops.dispatch`); which, and by what times, is known once the layer has had an input. Of a convolution in
-    the blocked region, also which functions of torch its output has left the region for so far.
+    Each pass is run by the sparse kernels ("cpu"; on a GPU "triton" or "condensed") or by dense torch, whichever was
+    faster (see `fedsparse.ops.dispatch`); which, and by what times, is known once the layer has had an input. Of a
+    convolution in the blocked region, also which functions of torch its output has left the region for so far.
     """
     lines = []
     for name, module in prunable(model, last=True).items():
@@ -152,7 +152,8 @@ def explain(model: nn.Module) -> str:
 
 def _forced(layer: SparseLayer) -> str:
     backend = ops.active_backend(layer.values.device)
-    return "" if backend == "cpu" and not ops.is_forced() else f"back end {backend}, "
+    chosen = not ops.is_forced() and (backend == "cpu" or layer.choices())
+    return "" if chosen else f"back end {backend}, "
 
 
 def _choices(layer: SparseLayer) -> str:

@@ -13,16 +13,14 @@ Under `torch.func.vmap` the mapped dimension is that of clients, who share the m
 Triton back end does them in one launch, the others one client after the other, to the bits that each has alone.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import checked_backend, is_forced
+from fedsparse.ops.backend import checked_backend, is_forced, runs_triton
 from fedsparse.ops.index import Index
 from fedsparse.ops.load import require_compiled
 
@@ -198,7 +196,7 @@ def backend_of(op: str, family: str, operand: Tensor) -> str:
     """
     name = checked_backend(op, FAMILIES[family], operand.device)
     if operand.is_cuda and name == "dense" and not is_forced() and not torch.compiler.is_compiling():
-        return "chosen on a GPU" if _has_triton() else name
+        return "chosen on a GPU" if runs_triton(operand.device) else name
     if name != "cpu":
         return name
     require_compiled("cpu")
@@ -207,11 +205,6 @@ def backend_of(op: str, family: str, operand: Tensor) -> str:
     if operand.dtype not in (torch.float32, torch.float64):
         return "dense"
     return name if torch.compiler.is_compiling() else "chosen"
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def autocast(*operands: Tensor | None) -> tuple[Any, ...]:

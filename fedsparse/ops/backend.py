@@ -7,9 +7,11 @@ condensed  the same with 16 rows at a time on tensor cores, for low densities of
 reference  a few lines of dense torch, the oracle of the tests (any device)
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -48,8 +50,14 @@ def _interprets() -> bool:
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether Triton kernels take tensors of that device: CUDA, and where Triton interprets, the CPU."""
-    return device.type == "cuda" or _interprets()
+    """Whether Triton kernels take tensors of that device: CUDA with triton installed; where it interprets, the CPU."""
+    return _interprets() or (device.type == "cuda" and has_triton())
+
+
+@cache
+def has_triton() -> bool:
+    """Whether triton is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def is_forced() -> bool:

@@ -5,7 +5,7 @@ import torch
 from op_cases import CONVS, LINEARS, OpLog, conv_operands, isas, linear_operands
 
 from fedsparse import ops
-from fedsparse.ops import dispatch, load
+from fedsparse.ops import backend, dispatch, load
 
 
 def ran(backend: str | None) -> set[str]:
@@ -103,3 +103,15 @@ def test_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.ops.fedsparse.isa()
     monkeypatch.undo()
     torch.ops.fedsparse.set_isa("")
+
+
+def test_a_gpu_without_triton_runs_dense_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what has its images innermost is nothing special there."""
+    gpu = torch.device("cuda")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backend, "has_triton", lambda: True)
+    assert ops.runs_triton(gpu)
+    assert not ops.runs_triton(torch.device("cpu"))
+    monkeypatch.setattr(backend, "has_triton", lambda: False)
+    assert not ops.runs_triton(gpu)
+    assert ops.active_backend(gpu) == "dense"
