@@ -70,8 +70,14 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", VECTORS)
+# Every dtype of a shape costs half a dozen compiles of about a second each.
+VECTOR_RUNS = [(name, dtype) for name in VECTORS for dtype in (torch.float32, torch.bfloat16)]
+VECTOR_RUNS += [
+    (name, dtype) for name in ("strips of 32", "single weights") for dtype in (torch.float16, torch.float64)
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), VECTOR_RUNS)
 def test_triton_convolution(name: str, dtype: torch.dtype) -> None:
     """To the same bits twice, and strict in float32."""
     batch, rows, channels, kernel, size, stride, padding, density, granularity = VECTORS[name]
@@ -81,13 +87,13 @@ def test_triton_convolution(name: str, dtype: torch.dtype) -> None:
     values, x = random(t.nnz, dtype=dtype), random(batch, channels, *size, dtype=dtype, seed=1)
     y = ops.conv2d(values.float(), t, x.float(), **how)
     gy = random(*y.shape, dtype=dtype, seed=2)
-    for backend in ("triton", "condensed"):
+    for backend in ("triton", "condensed") if granularity == 1 else ("triton",):
         assert_on_gpu(backend, lambda at: lambda v, a: ops.conv2d(v, at, a, **how), t, values, x)
         assert_on_gpu(backend, lambda at: lambda v, a: ops.conv2d_input(v, at, a, size, **how), t, values, gy)
         assert_on_gpu(backend, lambda at: lambda a, b: ops.conv2d_weight(at, a, b, **how), t, gy, x)
 
 
-@pytest.mark.parametrize("granularity", [1, 16, 32, 64])
+@pytest.mark.parametrize("granularity", [1, 32])
 @pytest.mark.parametrize("family", ["linear", "conv2d"])
 def test_clients_in_one_launch(family: str, granularity: int) -> None:
     """Each client has the bits that it has alone."""
