@@ -172,16 +172,18 @@ class Client:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.training.proximal)
 
 
-def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float | Tensor]:
     """One local iteration on the minibatch (x, y); the model's output before the step, and the loss.
 
-    Of a minibatch in pieces, each piece's loss counts by its share of the samples: the gradient is that of their mean.
+    On a GPU the loss is a float64 tensor there, so that no step waits for the one before. Of a minibatch in pieces,
+    each piece's loss counts by its share of the samples: the gradient is that of their mean.
     """
     client.batch = x, y
     for group in client.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    outputs, total = [], 0.0
+    outputs: list[Tensor] = []
+    total: float | Tensor = 0.0
     pieces = client.pieces(x, y)
     for inputs, targets in pieces:
         output = client.model(inputs)
@@ -190,12 +192,16 @@ def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tenso
         (loss if share == 1 else loss * share).backward()
         # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
         outputs.append(output.detach())
-        total += share * float(loss.detach())
+        total += share * _number(loss.detach())
         del output, loss
     client.pull_to_anchor()
     method.step(client)
     client.iteration += 1
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), total
+
+
+def _number(loss: Tensor) -> float | Tensor:
+    return loss.double() if loss.is_cuda else float(loss)
 
 
 def train(client: Client, method: Method) -> None:
@@ -205,10 +211,11 @@ def train(client: Client, method: Method) -> None:
         client.keep_less()
         method.begin(client)
         for epoch in range(client.training.epochs):
-            losses, seen = 0.0, 0
+            losses: float | Tensor = 0.0
+            seen = 0
             for x, y in client.batches(f"epoch {epoch}", client.training.augment):
                 _, loss = iterate(client, method, x, y)
                 losses, seen = losses + loss * len(y), seen + len(y)
-            client.loss = losses / seen
+            client.loss = float(losses / seen)
             method.epoch_end(client, epoch)
     client.optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedsparse.data import Dataset
 from fedsparse.federated import Client, Method, Training
+from fedsparse.federated import client as client_module
 from fedsparse.federated.client import train
 from fedsparse.nn import sparse_layers, sparsify
 from fedsparse.optim import Adam
@@ -57,6 +58,16 @@ def test_the_proximal_term_is_the_gradient_of_its_formula() -> None:
     train(twin, Explicit())
     for p, q in zip(client.model.parameters(), twin.model.parameters()):
         assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_losses_left_on_a_gpu_add_up_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float64 tensors they are added as Python's floats are, and read once an epoch."""
+    at_once, later = (toy(Training(batch_size=3, epochs=2), samples=11) for _ in range(2))
+    train(at_once, Method())
+    monkeypatch.setattr(client_module, "_number", lambda loss: loss.double())
+    train(later, Method())
+    assert type(later.loss) is float
+    assert later.loss == at_once.loss
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
