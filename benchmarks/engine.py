@@ -1,4 +1,4 @@
-"""What a round of the engine costs, beside pfl-research and Flower: `python -m benchmarks.engine [TASK...]`.
+"""What a round of the engine costs, beside pfl-research and Flower: `python -m benchmarks.engine [TASK] [--csv DIR]`.
 
 Three tasks (`benchmarks/rivals/tasks.py`), the same torch models, random data and one thread everywhere; FedAvg, one
 local epoch of plain SGD. Ours encodes, counts, decodes and judges every message; the rivals pass arrays. The rivals run
@@ -6,11 +6,14 @@ in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), 
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
 cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up
 (ENGINE_ROUNDS sets how many).
+
+Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -18,13 +21,15 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results import header, write_csv
 from benchmarks.rivals.tasks import TASKS, WARM_UP, Clock, Task, build, images
 from fedsparse.data import Dataset
 from fedsparse.federated import Experiment, Loop, Training
@@ -32,6 +37,8 @@ from fedsparse.methods import FedAvg
 
 RIVALS = Path(__file__).parent / "rivals"
 PACKAGES = {"pfl": "pfl[pytorch]>=0.6", "flower": "flwr[simulation]"}
+ENGINES = ("plain", "dense", "sparse", *PACKAGES)
+"""The training alone; this library dense and at density 0.1 (not linear, whose only layer is the last); the rivals."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,10 @@ def environment(name: str) -> Path:
         # The torch of this interpreter, after whatever the rivals bring of their own.
         (Path(site.strip()) / "zz_torch.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     if not done.exists():
-        pins = ["-c", str(Path(__file__).parent.parent / "constraints.txt")]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, PACKAGES[name]], check=True)
+        # Not constraints.txt: pfl 0.6 wants an older wheel than it pins.
+        pins = folder / "pins.txt"
+        pins.write_text("".join(f"{package}=={version(package)}\n" for package in ("torch", "numpy")))
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", str(pins), PACKAGES[name]], check=True)
         done.touch()
     return python
 
@@ -136,19 +145,36 @@ def plain(task: Task) -> Row:
     return _row("plain torch, training alone", "", clock.rounds())
 
 
+def measure(engine: str, name: str) -> Row:
+    """One of `ENGINES` on one of `TASKS`."""
+    if engine in PACKAGES:
+        return rival(engine, name)
+    return plain(TASKS[name]) if engine == "plain" else ours(TASKS[name], 0.1 if engine == "sparse" else 1.0)
+
+
+def merge(path: Path, rows: list[Row]) -> None:
+    """Write rows as CSV; those of other engines that the file has stay, so that a table may be measured in parts."""
+    table = {row.engine: asdict(row) for row in rows}
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        table = {row["engine"]: row for row in csv.DictReader(lines)} | table
+    write_csv(path, list(table.values()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="all by default")
-    parser.add_argument("--without", action="append", default=[], choices=list(PACKAGES), help="leave a rival out")
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="all by default")
+    parser.add_argument("--csv", type=Path, help="the folder for TASK.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, one thread")
+    print(header("engine"))
     for name in options.tasks or TASKS:
-        task = TASKS[name]
-        rows = [plain(task), ours(task, 1.0)]
-        rows += [ours(task, 0.1)] if name != "linear" else []
-        rows += [rival(other, name) for other in PACKAGES if other not in options.without]
-        show(name, task, rows)
+        engines = [engine for engine in options.engine or ENGINES if (engine, name) != ("sparse", "linear")]
+        rows = [measure(engine, name) for engine in engines]
+        show(name, TASKS[name], rows)
+        if options.csv:
+            merge(options.csv / f"{name}.csv", rows)
 
 
 if __name__ == "__main__":

@@ -205,21 +205,32 @@ void ask_for_large_pages([[maybe_unused]] char* data, [[maybe_unused]] size_t le
 #endif
 }
 
-// b"".join for byte arrays.
-py::bytes join(const std::vector<Bytes>& chunks) {
-  size_t length = 0;
-  for (const Bytes& chunk : chunks) length += chunk.size();
-  py::bytes joined(static_cast<const char*>(nullptr), length);
-  char* out = PyBytes_AS_STRING(joined.ptr());
+// A message: the start of its header, the checksum of the payload, that of all this, and the payload.
+py::bytes seal(const py::bytes& start, const std::vector<Bytes>& payload) {
+  constexpr size_t kChecksum = sizeof(uint32_t);
+  const size_t begun = PyBytes_GET_SIZE(start.ptr()), head = begun + 2 * kChecksum;
   std::vector<std::pair<const uint8_t*, size_t>> spans;
-  for (const Bytes& chunk : chunks) spans.emplace_back(chunk.data(), chunk.size());
+  size_t length = head;
+  for (const Bytes& chunk : payload) {
+    spans.emplace_back(chunk.data(), chunk.size());
+    length += chunk.size();
+  }
+  py::bytes message(static_cast<const char*>(nullptr), length);
+  char* out = PyBytes_AS_STRING(message.ptr());
+  std::memcpy(out, PyBytes_AS_STRING(start.ptr()), begun);
   py::gil_scoped_release release;
   ask_for_large_pages(out, length);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
+  uint8_t* at = bytes + head;
+  uint32_t crc = 0;
   for (const auto& [data, size] : spans) {
-    if (size != 0) std::memcpy(out, data, size);
-    out += size;
+    crc = wire::copy_crc32c(data, size, crc, at);
+    at += size;
   }
-  return joined;
+  std::memcpy(out + begun, &crc, kChecksum);
+  crc = wire::crc32c(bytes, begun + kChecksum, 0);
+  std::memcpy(out + begun + kChecksum, &crc, kChecksum);
+  return message;
 }
 
 Bytes bits_from_indices(const Array<int64_t>& indices, int64_t size) {
@@ -296,7 +307,7 @@ PYBIND11_MODULE(_wire, m) {
         py::arg("seed"));
   m.def("dequantise", &dequantise, py::arg("quantised").noconvert(), py::arg("lengths").noconvert(),
         py::arg("scales").noconvert());
-  m.def("join", &join, py::arg("chunks").noconvert());
+  m.def("seal", &seal, py::arg("start"), py::arg("payload").noconvert());
   m.def("bits_from_indices", &bits_from_indices, py::arg("indices").noconvert(), py::arg("size"));
   m.def("indices_from_bits", &indices_from_bits, py::arg("bits").noconvert(), py::arg("size"),
         py::arg("count"));

@@ -24,6 +24,8 @@ namespace fedsparse::wire {
 uint32_t crc32c(const uint8_t* data, size_t length, uint32_t seed);
 uint32_t crc32c_portable(const uint8_t* data, size_t length, uint32_t seed);
 bool crc32c_has_hardware();
+// Copies and checks in one pass over memory; `out` must not overlap `data`.
+uint32_t copy_crc32c(const uint8_t* data, size_t length, uint32_t seed, uint8_t* out);
 
 // Bit k of byte j stands for element 8 * j + k; the unused bits of the last byte are zero.
 void pack_bits(const uint8_t* mask, size_t size, uint8_t* bits);

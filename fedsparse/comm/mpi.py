@@ -18,6 +18,9 @@ from typing import Any, ClassVar
 FIRST_WAIT, SENDING_WAIT, LONGEST_WAIT = 1e-5, 1e-4, 5e-3
 """Seconds between polls: at first, at most while a message is on its way out (MPI moves it only when it is polled), and
 at most."""
+LARGE, ROOMS = 1 << 20, 2
+"""Bytes from which on a message's memory is used again, and of how many messages it is kept."""
+_UNHELD = 2  # references to a room that nobody reads: the list's and that of the question
 
 
 def world_size() -> int:
@@ -75,6 +78,7 @@ class Link:
         self.abandoned = False
         self._sending: list[tuple[int, Any, bytes]] = []
         self._processes: dict[int, tuple[str, int]] = {}
+        self._rooms: list[Any] = []
 
     def send(self, to: int, tag: int, data: bytes) -> None:
         """Start to send; the bytes are kept until they are gone. To a lost rank nothing is sent."""
@@ -166,15 +170,29 @@ class Link:
         try:
             if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=self._mpi.ANY_TAG, status=status):
                 return None
-            # numpy asks for large pages: a fresh buffer of 45 MB else costs more than the message itself
-            import numpy as np  # here, since the command line's help needs none of it
-
-            data = np.empty(status.Get_count(self._mpi.BYTE), dtype=np.uint8)
+            data = self._room(status.Get_count(self._mpi.BYTE))
             self._world.Recv([data, self._mpi.BYTE], source=status.Get_source(), tag=status.Get_tag())
             return Received(status.Get_source(), status.Get_tag(), data.data)
         except self._mpi.Exception as error:
             self._note_failure(error, None)
             return None
+
+    def _room(self, size: int) -> Any:
+        """An array of bytes for a message; a large one lies where an earlier one lay that nobody holds any more.
+
+        The pages of fresh memory cost twice what the message does.
+        """
+        import numpy as np  # here, since the command line's help needs none of it
+
+        if size < LARGE:
+            return np.empty(size, dtype=np.uint8)
+        free = [at for at in range(len(self._rooms)) if sys.getrefcount(self._rooms[at]) <= _UNHELD]
+        fitting = [at for at in free if len(self._rooms[at]) >= size]
+        if not fitting:
+            self._rooms = [room for at, room in enumerate(self._rooms) if at not in free][1 - ROOMS :]
+            self._rooms.append(np.empty(size, dtype=np.uint8))
+            fitting = [len(self._rooms) - 1]
+        return self._rooms[fitting[0]][:size]
 
     def _finished(self, request: Any) -> bool:
         try:

@@ -76,6 +76,11 @@ class Dataset:
         return self.images.shape[2]
 
     @cached_property
+    def _is_normal(self) -> bool:
+        """Whether there is nothing to normalise."""
+        return self.images.dtype == torch.float32 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+
+    @cached_property
     def _scale_shift(self) -> tuple[Tensor, Tensor]:
         unit = 255.0 if self.images.dtype == torch.uint8 else 1.0
         mean = torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
@@ -98,9 +103,11 @@ class Dataset:
         images = self.images.index_select(0, where)
         if augment is not None:
             images = crop_flip(images, augment)
-        scale, shift = self._scale_shift
-        # index_select made a copy, so that the second product may be in place whatever the dtype.
-        return images.float().mul_(scale).add_(shift), self.labels.index_select(0, where)
+        if not self._is_normal:
+            scale, shift = self._scale_shift
+            # index_select made a copy, so that the product may be in place whatever the dtype.
+            images = images.float().mul_(scale).add_(shift)
+        return images, self.labels.index_select(0, where)
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same set with its tensors on a device; batches then come from there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
-from fedsparse.nn.walk import parameters_of
+from fedsparse.nn.walk import Tensors
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Move, Topology
 from fedsparse.wire import Carrier, Section
@@ -82,8 +82,9 @@ class Client:
 
     received: sections of the server's message. loss: mean training loss of the last epoch. batch: the minibatch (x, y)
     trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
-    report. contexts: what the method enters in `begin` is left when local training ends, however it ends. splits: in so
-    many pieces a full minibatch goes through the model, their gradients added up.
+    report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
+    `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
+    the model, their gradients added up.
     """
 
     id: int
@@ -102,12 +103,17 @@ class Client:
     iteration: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict, init=False)
     contexts: ExitStack = field(default_factory=ExitStack, init=False)
+    found: InitVar[Tensors | None] = None
+    used: InitVar[SGD | Adam | None] = None
+    tensors: Tensors = field(init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
-    def __post_init__(self) -> None:
-        parameters = parameters_of(self.model)
-        self.optimizer = self.training.make_optimizer(parameters, self.round)
+    def __post_init__(self, found: Tensors | None, used: SGD | Adam | None) -> None:
+        self.tensors = Tensors.of(found or self.model)
+        parameters = self.tensors.parameters
+        self.optimizer = used or self.training.make_optimizer(parameters, self.round)
+        self.optimizer.restart(self.training.learning_rate(self.round))
         self.anchor = {p: p.detach().clone() for p in parameters} if self.training.proximal else {}
 
     @property
@@ -124,7 +130,7 @@ class Client:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return parameters_of(self.model)[0].device
+        return self.tensors.parameters[0].device
 
     def batches(self, purpose: str, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The client's samples once, shuffled by the seed of (round, client, purpose), in batches of at most B.
@@ -160,10 +166,17 @@ class Client:
             start, values = self._starts.setdefault(parameter, (before, self.anchor[parameter]))
             self.anchor[parameter] = Move(*start.index_map(topology), topology.nnz).apply(values)
 
+    def drop_gradients(self) -> None:
+        """Free the gradients of all parameters."""
+        for parameter in self.tensors.parameters:
+            parameter.grad = None
+
     def keep_less(self) -> None:
         """Until the round's end keep for backward passes what `training` says: `lossless`, `recompute`."""
-        self.contexts.enter_context(pack_relu_outputs(self.training.lossless))
-        self.contexts.enter_context(recompute_norm_inputs(self.training.recompute))
+        if self.training.lossless:
+            self.contexts.enter_context(pack_relu_outputs())
+        if self.training.recompute:
+            self.contexts.enter_context(recompute_norm_inputs())
 
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""
@@ -179,9 +192,7 @@ def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tenso
     each piece's loss counts by its share of the samples: the gradient is that of their mean.
     """
     client.batch = x, y
-    for group in client.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
+    client.drop_gradients()
     outputs: list[Tensor] = []
     total: float | Tensor = 0.0
     pieces = client.pieces(x, y)
@@ -206,7 +217,7 @@ def _number(loss: Tensor) -> float | Tensor:
 
 def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
-    client.model.train()
+    client.tensors.train()
     with client.contexts:
         client.keep_less()
         method.begin(client)
@@ -218,4 +229,4 @@ def train(client: Client, method: Method) -> None:
                 losses, seen = losses + loss * len(y), seen + len(y)
             client.loss = float(losses / seen)
             method.epoch_end(client, epoch)
-    client.optimizer.zero_grad(set_to_none=True)
+    client.drop_gradients()

@@ -81,6 +81,8 @@ def _parse(text: str) -> Fault:
 
 
 def _due(point: str, round: int, kinds: tuple[str, ...]) -> Fault | None:
+    if not planned():
+        return None
     return next((fault for fault in planned() if fault.kind in kinds and fault.due(point, round)), None)
 
 

@@ -52,16 +52,16 @@ def find_growth(
     def pieces() -> Iterator[Batch]:
         return chain.from_iterable(starmap(client.pieces, batches()))
 
-    statistics = exchange.buffers(client.model)
-    client.optimizer.zero_grad(set_to_none=True)
+    statistics = exchange.buffers(client.tensors)
+    client.drop_gradients()
     (x, y), *others = islice(pieces(), 2)
     if others:
         found = _find_over_batches(client, method, counts, pieces, directions)
     else:
         with collect_growth(sparse_layers(client.model), counts, directions) as found:
             method.loss(client, client.model(x), y).backward()
-    client.optimizer.zero_grad(set_to_none=True)
-    exchange.load_buffers(client.model, statistics)
+    client.drop_gradients()
+    exchange.load_buffers(client.tensors, statistics)
     return found
 
 

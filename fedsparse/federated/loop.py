@@ -134,18 +134,20 @@ class Loop:
         self.teller.tell(self._status(t, 0, len(sampled)))
         expect = self.experiment.method.expect(self.server, t)
         total = self.experiment.aggregation.total(self._samples(sampled))
-        work = []
+        finished: list[Done] = []
         until = time.monotonic() + self.experiment.failures.round_deadline
         for done in self.workers.work(Tag.TRAIN, sampled, "", t, until):
-            work.append(done)
             self._accept(total, done, "report", t, expect)
-            self.teller.tell(self._status(t, len(work), len(sampled)))
+            if done.answer is not None:
+                # Kept, the answers of all clients would be in memory together.
+                finished.append(Done(done.client, None, seconds=done.seconds, peak=done.peak))
+            self.teller.tell(self._status(t, len(finished) + len(self._dropped), len(sampled)))
         self._check_quorum(t, len(total.clients), len(sampled))
         faults.reach("update", t)
         with self.updating.measure(self.server.model):
             self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
-        return self._record(t, total, work, seconds, before)
+        return self._record(t, total, finished, seconds, before)
 
     def state(self) -> tuple[dict[str, Tensor], Facts]:
         """What a checkpoint holds beside the records: tensors, and facts that JSON holds."""
@@ -251,13 +253,12 @@ class Loop:
     def _samples(self, clients: Sequence[int]) -> int:
         return sum(self.server.samples[id] for id in clients)
 
-    def _record(self, t: int, total: Total, work: list[Done], seconds: float, before: tuple[int, int]) -> Record:
+    def _record(self, t: int, total: Total, finished: list[Done], seconds: float, before: tuple[int, int]) -> Record:
         training, server = self.experiment.training, self.server
         accuracy = loss = None
         if (t + 1) % training.eval_every == 0 or t + 1 == training.rounds:
             accuracy, loss = evaluate(server.model, self.experiment.test)
             loss = loss if math.isfinite(loss) else None
-        finished = [done for done in work if done.answer is not None]
         record = {
             "round": t,
             "accuracy": accuracy,
@@ -282,7 +283,7 @@ class Loop:
             **({"plans": self.budget.records(self.plans, finished)} if self.plans else {}),
         }
         self.records.append(record)
-        self.teller.tell(self._status(t + 1, 0, len(work)), now=t + 1 == training.rounds)
+        self.teller.tell(self._status(t + 1, 0, len(finished) + len(self._dropped)), now=t + 1 == training.rounds)
         return record
 
 

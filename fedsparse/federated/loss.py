@@ -12,7 +12,9 @@ def cross_entropy(output: Tensor, target: Tensor, reduction: str = "mean") -> Te
 
     Images give [b, classes] and [b], text [b, context, classes] and [b, context].
     """
-    return functional.cross_entropy(output.flatten(0, -2), target.flatten(), reduction=reduction)
+    if target.dim() > 1:
+        output, target = output.flatten(0, -2), target.flatten()
+    return functional.cross_entropy(output, target, reduction=reduction)
 
 
 @torch.no_grad()

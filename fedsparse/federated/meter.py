@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse.nn import SparseConv2d, SparseLayer
-from fedsparse.nn.walk import buffers_of, parameters_of
+from fedsparse.nn.walk import Tensors
 
 
 class Peak:
@@ -33,9 +33,10 @@ class Peak:
         self.bytes = 0
 
     @contextmanager
-    def measure(self, model: nn.Module) -> Iterator[None]:
+    def measure(self, model: nn.Module | Tensors) -> Iterator[None]:
         """Count what is alive in the context beyond what was at its start, plus the model's own tensors."""
-        held, counter = model_bytes(model), Counter(parameters_of(model)[0].device)
+        tensors = Tensors.of(model)
+        held, counter = tensors.nbytes, Counter(tensors.parameters[0].device)
         counter.reset()
         before = counter.live()
         yield
@@ -100,7 +101,7 @@ def reset_peak() -> None:
 
 def model_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters and buffers, index arrays included."""
-    return sum(t.numel() * t.element_size() for t in (*parameters_of(model), *buffers_of(model)))
+    return Tensors.of(model).nbytes
 
 
 @torch.no_grad()

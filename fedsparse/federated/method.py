@@ -122,14 +122,14 @@ class Method:
 
     def step(self, client: Client) -> None:
         """Use the gradients."""
-        client.optimizer.step()
+        client.optimizer.descend()
 
     def epoch_end(self, client: Client, epoch: int) -> None:
         """After local epoch `epoch`, counted from 0."""
 
     def report(self, client: Client) -> dict[str, Section]:
         """What the client sends: its parameters and buffers."""
-        return exchange.sections(client.model, client.wire, derive(client.seed, "wire", client.round, client.id))
+        return exchange.sections(client.tensors, client.wire, derive(client.seed, "wire", client.round, client.id))
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """What a report of round t must hold."""

@@ -44,7 +44,7 @@ def judge(
             f"not {kind} of client {sender} in round {round}"
         )
     facts = message.sections.pop("facts")
-    samples, loss = (float(x) for x in facts.array) if isinstance(facts, Values) else (0.0, 0.0)
+    samples, loss = facts.array.tolist() if isinstance(facts, Values) else (0.0, 0.0)
     if not 0 < samples <= declared or samples != int(samples):
         raise UpdateError(f"its weight is {samples:g} samples, but the client declared {declared}")
     for name, section in message.sections.items():

@@ -21,7 +21,9 @@ from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import plan_for
 from fedsparse.federated.seeds import derive
-from fedsparse.nn import sparse_layers
+from fedsparse.nn import SparseLayer, sparse_layers
+from fedsparse.nn.walk import Tensors
+from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Topology
 from fedsparse.wire import Bitmap, Carrier, Message, Values, decode, encode
 
@@ -43,13 +45,15 @@ class Worker:
     seed: int
     wire: Carrier = "fp32"
     weights: Message | None = None
-    common: dict[str, Topology] = field(default_factory=dict)
+    common: list[tuple[SparseLayer, Topology]] = field(default_factory=list)
     asked: Message | None = None
     peak: Peak = field(default_factory=Peak)
-    _start: dict[str, Tensor] = field(default_factory=dict)
+    _found: tuple[Tensors, SGD | Adam] | None = None
+    _vectors: dict[str, Tensor] = field(default_factory=dict)
+    _start: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._start = {name: buffer.clone() for name, buffer in exchange.counters(self.model).items()}
+        self._start = [counter.clone() for counter in Tensors.of(self.model).counters]
 
     def receive_mask(self, data: bytes | memoryview) -> None:
         """Take the masks of a `mask` message, or their change."""
@@ -58,11 +62,13 @@ class Worker:
             self._return_to_common_mask()
             sections = {"mask": Bitmap(mask_change.apply(exchange.mask_bits(self.model), sections))}
         exchange.load(self.model, sections, self.names, self.method.granularity)
-        self.common = {name: layer.topology for name, layer in sparse_layers(self.model).items()}
+        self.common = [(layer, layer.topology) for layer in sparse_layers(self.model).values()]
+        self._found = None
 
     def receive_weights(self, data: bytes | memoryview) -> None:
         """Keep a `weights` message; every client of the round starts from it."""
         self.weights, self.asked = decode(data), None
+        self._vectors = exchange.vectors(self.weights.sections)
 
     def receive_task(self, data: bytes | memoryview) -> None:
         """Keep the message of a task that clients will perform."""
@@ -72,9 +78,7 @@ class Worker:
 
     def train(self, id: int) -> bytes:
         """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
-        self._return_to_common_mask()  # else what the client before had would be freed while this one is measured
-        with self.peak.measure(self.model), self._draws_of("train", id):
-            client = self._client(id)
+        with self._working("train", id) as client:
             faults.reach("train", client.round)
             train(client, self.method)
             return self._report(client)
@@ -82,7 +86,7 @@ class Worker:
     def train_together(self, ids: Sequence[int]) -> list[bytes]:
         """As `train` of each, all at once (see `cohort`)."""
         reports = []
-        with self.peak.measure(self.model):
+        with self.peak.measure(self._at_start()[0]):
             clients = [self._client(id) for id in ids]
             for client in train_together(clients, self.method):
                 faults.reach("train", client.round)
@@ -102,11 +106,21 @@ class Worker:
         message = self.asked
         if message is None:
             raise RuntimeError(f"task {task} was ordered before its message came")
-        with self.peak.measure(self.model), self._draws_of(task, id):
-            client = self._client(id, message.round)
+        with self._working(task, id, message.round) as client:
+            self._found = None  # since a task may exchange layers
             sections: Sections = getattr(self.method, task)(client, message.sections)
         facts = np.array([client.samples, client.loss], dtype=np.float64)
         return encode(task, message.round, id, {"facts": Values(facts), **sections})
+
+    @contextmanager
+    def _working(self, purpose: str, id: int, round: int = 0) -> Iterator[Client]:
+        """A client at its start; what it takes is measured, and its optimizer's state is gone when it is done."""
+        tensors, optimizer = self._at_start()
+        with self.peak.measure(tensors), self._draws_of(purpose, id):
+            try:
+                yield self._client(id, round)
+            finally:
+                optimizer.state.clear()
 
     @contextmanager
     def _draws_of(self, purpose: str, id: int) -> Iterator[None]:
@@ -124,27 +138,30 @@ class Worker:
             generator.set_state(before)
 
     def _client(self, id: int, round: int = 0) -> Client:
-        self._reset_counters()
+        tensors, optimizer = self._at_start()
+        # Integer buffers, as the number of batches that a norm has seen, are what they were at the start.
+        for counter, start in zip(tensors.counters, self._start, strict=True):
+            counter.copy_(start)
         received: Sections = {}
         if self.weights is not None:
             round, received = self.weights.round, self.weights.sections
-            self._return_to_common_mask()
-            exchange.load(self.model, received)
+            exchange.load_vectors(tensors, self._vectors)
         training, splits = self.training, 1
         if (plan := plan_for(id, received)) is not None:
             training, splits = plan.applied(training), plan.splits
-        part = self.parts[id]
-        return Client(id, round, self.seed, self.model, self.data, part, training, self.wire, received, splits)
+        work = self.data, self.parts[id], training, self.wire, received, splits
+        return Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer)
 
-    def _reset_counters(self) -> None:
-        """Set integer buffers, as the number of batches that a norm has seen, to what they were at the start."""
-        for name, buffer in exchange.counters(self.model).items():
-            buffer.copy_(self._start.setdefault(name, buffer.clone()))
+    def _at_start(self) -> tuple[Tensors, SGD | Adam]:
+        """The model's tensors, under the masks that every client starts from, and an optimizer of them."""
+        self._return_to_common_mask()
+        if self._found is None:
+            tensors = Tensors.of(self.model)
+            self._found = tensors, self.training.make_optimizer(tensors.parameters, 0)
+        return self._found
 
     def _return_to_common_mask(self) -> None:
-        if not self.common:
-            return
-        for name, layer in sparse_layers(self.model).items():
+        for layer, topology in self.common:
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
-            if name in self.common and layer.cols is not self.common[name].cols:
-                layer.set_topology(self.common[name])
+            if layer.cols is not topology.cols:
+                layer.set_topology(topology)

@@ -48,18 +48,14 @@ def encode(kind: str, round: int, sender: int, sections: Mapping[str, Section]) 
     """
     table: dict[str, Layout] = {}
     payload: list[Array] = []
-    checksum = 0
     for name, section in sections.items():
         try:
             layout, chunks = section.pack()
         except ValueError as error:
             raise WireError(f"section {name!r}: {error}") from None
-        for chunk in chunks:
-            checksum = _wire.crc32c(chunk, checksum)
-        table[name] = layout._replace(nbytes=sum(map(len, chunks)))
+        table[name] = Layout(*layout[:-1], sum(map(len, chunks)))
         payload += chunks
-    start = header.write(kind, operator.index(round), operator.index(sender), table, checksum)
-    return _wire.join([np.frombuffer(start, dtype=np.uint8), *payload])
+    return _wire.seal(header.write(kind, operator.index(round), operator.index(sender), table), payload)
 
 
 def decode(
@@ -76,7 +72,7 @@ def decode(
     if expect is not None:
         check_all(expect, head.table)
     _check_unfolding(head.table, expect or {}, limit)
-    payload = np.frombuffer(view, dtype=np.uint8, offset=head.length) if head.payload_bytes else _EMPTY
+    payload = np.frombuffer(view, dtype=np.uint8)[head.length :]
     if _wire.crc32c(payload) != head.payload_checksum:
         raise WireError("the payload does not match its checksum")
     sections: dict[str, Section] = {}
@@ -97,9 +93,6 @@ def sizes(data: bytes | bytearray | memoryview) -> dict[str, int]:
     """
     head = _read_header(memoryview(data).cast("B"))
     return {HEADER: head.length} | {name: layout.nbytes for name, layout in head.table.items()}
-
-
-_EMPTY = np.zeros(0, dtype=np.uint8)
 
 
 def _read_header(view: memoryview) -> header.Header:
@@ -131,10 +124,10 @@ def _unpack(layout: Layout, data: Array) -> Section:
         return Quantised.unpack(layout, data)
     if kind is Ternary:
         return Ternary.unpack(layout, data)
+    if kind is Values:
+        return Values.of_checked(*_values(layout, data))
     index_bytes = layout.nbytes - layout.value_bytes
     index_data, value_data = data[:index_bytes], data[index_bytes:]
-    if kind is Values:
-        return Values(*_values(layout, value_data))
     if kind is Pairs:
         indices = indexset.decode_indices(layout.coding, index_data, layout.size, layout.count)
         values, wire = _values(layout, value_data)
@@ -150,7 +143,7 @@ def _values(layout: Layout, data: Array) -> tuple[Array, str]:
     """(values in their own type, name of the type that carried them); fresh memory, aligned."""
     assert layout.dtype is not None
     assert layout.wire is not None
-    shape = (layout.count,) if layout.width is None else (layout.count, layout.width)
-    values = np.empty(shape, dtype=layout.wire.numpy)
-    values.reshape(-1).view(np.uint8)[:] = data
+    values = np.frombuffer(data, dtype=layout.wire.numpy).copy()
+    if layout.width is not None:
+        values = values.reshape(layout.count, layout.width)
     return convert(values, layout.wire, layout.dtype), layout.wire.wire

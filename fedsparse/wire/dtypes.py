@@ -17,9 +17,9 @@ from fedsparse.wire.error import WireError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dtype:
-    """A number type: its name as the type of an array and as `wire`, its code, and what holds it."""
+    """A number type: its name as the type of an array and as `wire`, its code, and what holds it. Each exists once."""
 
     name: str
     wire: str
@@ -67,7 +67,7 @@ def as_array(values: Array | Tensor, argument: str) -> Array:
         tensor = values.detach().cpu().contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(np.uint16)
-        values = tensor.numpy()
+        return tensor.numpy()
     if not isinstance(values, np.ndarray):
         raise WireError(f"{argument} must be a numpy array or a torch tensor, got {type(values).__name__}")
     return np.require(np.asarray(values), requirements=["C", "A"])

@@ -20,8 +20,8 @@ The payloads of the sections follow in the order of the table: indices first, th
 """
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,7 @@ MAX_TEXT = 255
 KEPT_BODY = 4096
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A header that passed its own checksum and structural checks; `length` is its bytes."""
 
     kind: str
@@ -75,8 +74,8 @@ def _varint(value: int) -> bytes:
     return bytes(coded)
 
 
-def write(kind: str, round: int, sender: int, table: dict[str, Layout], payload_checksum: int) -> bytes:
-    """The header's bytes; WireError on a number or name out of range."""
+def write(kind: str, round: int, sender: int, table: dict[str, Layout]) -> bytes:
+    """The header's bytes but the two checksums; WireError on a number or name out of range."""
     if not 0 <= round < 1 << 32:
         raise WireError(f"round must be in [0, 2^32), got {round}")
     if not -(1 << 31) <= sender < 1 << 31:
@@ -86,9 +85,7 @@ def write(kind: str, round: int, sender: int, table: dict[str, Layout], payload_
     coded_kind = _text(kind, "kind")
     body = coded_kind + b"".join(_line(name, layout) for name, layout in table.items())
     length = PREAMBLE.size + len(body) + CHECKSUMS.size
-    start = PREAMBLE.pack(MAGIC, VERSION, len(coded_kind), len(table), round, sender, length) + body
-    start += payload_checksum.to_bytes(4, "little")
-    return start + _checksum(start).to_bytes(4, "little")
+    return PREAMBLE.pack(MAGIC, VERSION, len(coded_kind), len(table), round, sender, length) + body
 
 
 @lru_cache(maxsize=256)

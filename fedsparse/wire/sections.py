@@ -26,8 +26,7 @@ def _raw(array: Array) -> Array:
 
 def keep(section: object, **fields: object) -> None:
     """Set the fields of a frozen section."""
-    for name, value in fields.items():
-        object.__setattr__(section, name, value)
+    section.__dict__.update(fields)
 
 
 def _as_values(values: Array | Tensor, wire: str | None, dimensions: tuple[int, ...]) -> tuple[Array, str]:
@@ -99,6 +98,13 @@ class Values(_WithValues):
     def __init__(self, array: Array | Tensor, wire: str | None = None) -> None:
         kept, wire = _as_values(array, wire, (1, 2))
         keep(self, array=kept, values=kept, wire=wire)
+
+    @classmethod
+    def of_checked(cls, array: Array, wire: str) -> "Values":
+        """The section of an array and a type that are known to be legal, as those of a header that was checked."""
+        section = object.__new__(cls)
+        section.__dict__.update(array=array, values=array, wire=wire)
+        return section
 
     @property
     def nbytes(self) -> int:

@@ -35,7 +35,10 @@ class Spec:
         if not issubclass(found, self.section):
             _same("type", found.__name__, self.section.__name__)
         if self.size is not None:
-            _same("size", layout.size, self.size)
+            _same("size", self._announced(layout), self.size)
+
+    def _announced(self, layout: Layout) -> int:
+        return layout.size
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,11 @@ class ValuesSpec(Spec):
 
     def check(self, layout: Layout) -> None:
         """Refuse (WireError) a section that announces another type, dtype or number."""
-        super().check(layout._replace(size=layout.count))
+        super().check(layout)
         _check_values(layout, self.dtype, self.width)
+
+    def _announced(self, layout: Layout) -> int:
+        return layout.count
 
 
 @dataclass(frozen=True)

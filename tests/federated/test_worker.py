@@ -43,7 +43,7 @@ def test_a_clients_mask_is_its_own(method: Method) -> None:
     """Client 1 sends the same bytes whether or not client 0 ran before it on the same model."""
     alone, both = worker(method), worker(method)
     expected = alone.train(1)
-    common = both.common["1"].flat().clone()
+    common = both.common[0][1].flat().clone()
     both.train(0)
     changed = sparse_layers(both.model)["1"].topology.flat()
     assert torch.equal(changed, common) == (not isinstance(method, Wandering))

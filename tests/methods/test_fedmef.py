@@ -143,8 +143,8 @@ def test_extrusion_is_its_formula_iteration_by_iteration() -> None:
     assert rates[0] == pytest.approx(0.19593, abs=1e-5)
 
     taken: list[float] = []
-    step = client.optimizer.step
-    client.optimizer.step = lambda: (taken.append(client.optimizer.param_groups[0]["lr"]), step())[1]
+    step = client.optimizer.descend
+    client.optimizer.descend = lambda: (taken.append(client.optimizer.param_groups[0]["lr"]), step())[1]
     train(client, method)
     assert taken == pytest.approx(rates, rel=1e-5)
     assert client.memory["1"].tolist() == [2, 6]
@@ -158,7 +158,7 @@ def test_by_default_extrusion_raises_the_rate_where_the_schedule_has_fallen(sche
     """lr_0 = .1, ||w_low|| = .5: .1 * .24492 at b = 0. Round 8 of 9 has .1 (1 + cos(8 pi / 9)) / 2 = .00302, or .1."""
     training = Training(rounds=9, batch_size=5, lr=0.1, lr_schedule=schedule)  # type: ignore[arg-type]
     client, taken = extruding_client(8, training), []
-    client.optimizer.step = lambda: taken.append(client.optimizer.param_groups[0]["lr"])
+    client.optimizer.descend = lambda: taken.append(client.optimizer.param_groups[0]["lr"])
     train(client, FedMef(interval=1, last=16, rate=0.2))
     assert client.memory["1"].tolist() == [2, 6]
     assert taken[0] == pytest.approx(first, rel=1e-4)

@@ -3,7 +3,7 @@ from torch import nn
 
 from fedsparse import models
 from fedsparse.nn import sparsify
-from fedsparse.nn.walk import buffers_of, modules_of, parameters_of
+from fedsparse.nn.walk import Tensors, buffers_of, modules_of, parameters_of
 
 
 def same(found: list, wanted: list) -> bool:
@@ -32,3 +32,14 @@ def test_what_is_shared_is_found_once_and_what_is_none_not_at_all() -> None:
     tied.register_buffer("state", torch.zeros(1))
     check(tied)
     assert len(parameters_of(tied)) == 2
+
+
+def test_statistics_and_counters_but_no_index_arrays() -> None:
+    """A norm has two statistics and a counter; the five index arrays of a sparse layer are neither."""
+    model = sparsify(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), 0.5)
+    found = Tensors.of(model)
+    assert same(found.statistics, [model[1].running_mean, model[1].running_var])
+    assert same(found.counters, [model[1].num_batches_tracked])
+    assert len(found.buffers) == 5 + 3
+    assert found.nbytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert Tensors.of(found) is found

@@ -63,3 +63,38 @@ def test_following_before_the_first_step_is_nothing() -> None:
     optimizer.follow(layer.values, layer.set_topology(from_groups(torch.tensor([1, 2]), (1, 4))))
     step(layer, optimizer, [1.0, 1.0])
     assert layer.values.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("settings", [(0.0, 0.0, 0.0), (0.9, 0.0, 1e-3), (0.9, 0.5, 0.0), (0.9, 0.0, 1e-3, True)])
+def test_sgd_descends_to_torchs_bits(settings: tuple[float, ...]) -> None:
+    """momentum, dampening, weight decay, Nesterov; a parameter without a gradient stays."""
+    parameters = [nn.Parameter(torch.randn(n, generator=torch.Generator().manual_seed(n))) for n in (3, 1000, 7)]
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    ours, torchs = SGD(parameters, 0.1, *settings), torch.optim.SGD(twins, 0.1, *settings)
+    for step in range(3):
+        for tensors, take in ((parameters, ours.descend), (twins, torchs.step)):
+            generator = torch.Generator().manual_seed(step)
+            for p in tensors[:2]:
+                p.grad = torch.randn(p.shape, generator=generator)
+            take()
+    for p, twin in zip(parameters, twins):
+        assert torch.equal(p, twin)
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: Adam(p, lr=0.1)])
+def test_a_restarted_optimizer_is_as_a_new_one(make: object) -> None:
+    """Whatever was done with it: state, changed settings, hooks."""
+    used, fresh = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = make([used])  # type: ignore[operator]
+    optimizer.register_step_post_hook(lambda *_: used.data.zero_())
+    used.grad = torch.tensor([1.0, 2.0, 3.0])
+    optimizer.step()
+    optimizer.param_groups[0]["weight_decay"] = 5.0
+    used.data.fill_(1.0)
+    optimizer.restart(0.1)
+    twin = make([fresh])  # type: ignore[operator]
+    for gradient in ([1.0, -2.0, 3.0], [0.5, 0.5, 0.5]):
+        for parameter, taken in ((used, optimizer), (fresh, twin)):
+            parameter.grad = torch.tensor(gradient)
+            taken.step()
+    assert torch.equal(used, fresh)

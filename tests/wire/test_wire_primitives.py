@@ -17,6 +17,17 @@ def test_checksums_agree_and_chain(data: bytes, cut: int) -> None:
     assert whole == _wire.crc32c_portable(array[cut:], _wire.crc32c_portable(array[:cut]))
 
 
+@given(st.integers(0, 40_000), st.integers(0, 40_000), st.integers(0, 2**32 - 1))
+def test_checksums_of_many_bytes_agree(length: int, cut: int, seed: int) -> None:
+    """Long enough for several rounds of the lanes, and for what is left after them."""
+    array = np.random.default_rng(seed).integers(0, 256, length, dtype=np.uint8)
+    assert _wire.crc32c(array, seed) == _wire.crc32c_portable(array, seed)
+    sealed = np.frombuffer(_wire.seal(b"start", [array[:cut], array[cut:]]), dtype=np.uint8)
+    assert sealed[:5].tobytes() + sealed[13:].tobytes() == b"start" + array.tobytes()
+    assert int(sealed[5:9].view("<u4")[0]) == _wire.crc32c_portable(array)
+    assert int(sealed[9:13].view("<u4")[0]) == _wire.crc32c_portable(sealed[:9])
+
+
 @given(st.binary(max_size=70))
 def test_bits_agree_with_numpy(data: bytes) -> None:
     """Any byte other than zero counts as true."""

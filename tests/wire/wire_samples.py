@@ -22,7 +22,7 @@ def reseal(data: bytes) -> bytes:
 
 def forge(table: dict[str, Layout], payload: bytes = b"") -> bytes:
     """A message with correct checksums and whatever table and payload it is given."""
-    return header.write("k", 0, 0, table, crc(payload)) + payload
+    return _wire.seal(header.write("k", 0, 0, table), [np.frombuffer(payload, dtype=np.uint8)])
 
 
 def one_of_each() -> dict[str, Section]:
