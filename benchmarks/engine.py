@@ -5,7 +5,7 @@ local epoch of plain SGD. Ours encodes, counts, decodes and judges every message
 in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), made at the first call, with the torch
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
 cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up
-(ENGINE_ROUNDS sets how many).
+(ENGINE_ROUNDS and ENGINE_WARM_UP set how many).
 
 Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """

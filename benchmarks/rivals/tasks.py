@@ -30,8 +30,9 @@ TASKS = {
     "cnn": Task("cnn", 1000, 50, 50, 10, (1, 28, 28), 6),
     "resnet20": Task("resnet20", 100, 500, 10, 32, (3, 32, 32), 2),
 }
-WARM_UP = 1
-if "ENGINE_ROUNDS" in os.environ:  # for a machine that is slow or shared
+# Less for a machine that is slow or shared.
+WARM_UP = int(os.environ.get("ENGINE_WARM_UP", "1"))
+if "ENGINE_ROUNDS" in os.environ:
     TASKS = {name: replace(task, rounds=int(os.environ["ENGINE_ROUNDS"])) for name, task in TASKS.items()}
 
 
