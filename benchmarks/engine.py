@@ -4,8 +4,8 @@ Three tasks (`benchmarks/rivals/tasks.py`), the same torch models, random data a
 local epoch of plain SGD. Ours encodes, counts, decodes and judges every message; the rivals pass arrays. The rivals run
 in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), made at the first call, with the torch
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
-cannot run is "not measured", with the reason. Medians over the rounds after one of warm-up
-(ENGINE_ROUNDS and ENGINE_WARM_UP set how many).
+cannot run is "not measured", with the reason. Of the rounds after one of warm-up (ENGINE_ROUNDS and ENGINE_WARM_UP set
+how many) the cheapest counts, for every engine: what others do on the machine at the time is not the engine's.
 
 Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """
@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import sysconfig
@@ -53,7 +52,7 @@ class Row:
 
 
 def ours(task: Task, density: float) -> Row:
-    """Median seconds of a round of this library in one process."""
+    """Seconds of a round of this library in one process."""
     x, y = images(task)
     channels = (0.0,) * task.shape[0], (1.0,) * task.shape[0]
     data = Dataset("random", x, y, task.classes, *channels)
@@ -110,7 +109,7 @@ def environment(name: str) -> Path:
 
 
 def _row(engine: str, version: str, rounds: list[tuple[float, float]]) -> Row:
-    wall, cpu = (statistics.median(column) for column in zip(*rounds))
+    wall, cpu = (min(column) for column in zip(*rounds))
     return Row(engine, version, wall, cpu)
 
 
