@@ -37,6 +37,7 @@ def dense(weight: torch.Tensor, x: torch.Tensor, gy: torch.Tensor) -> Calls:
 def csr(topology: Topology, values: torch.Tensor, x: torch.Tensor, gy: torch.Tensor) -> Calls:
     """torch.sparse CSR, the transpose made beforehand."""
     shape = (topology.rows, topology.channels)
+    topology = Topology.from_flat(topology.flat(), shape)  # a list for every row
     weight = torch.sparse_csr_tensor(topology.indptr, topology.cols, values, shape)
     transposed = topology.unpack(values).T.to_sparse_csr()
     pattern = torch.sparse_csr_tensor(topology.indptr, topology.cols, torch.zeros_like(values), shape)

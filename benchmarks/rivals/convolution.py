@@ -14,7 +14,7 @@ Calls = dict[str, Callable[[], Tensor]]
 def csr(topology: Topology, values: Tensor, x: Tensor, gy: Tensor) -> Calls:
     """torch.sparse CSR on windows; unfolding and folding count, as they must be done."""
     rows, columns = topology.rows, topology.channels * 9
-    indptr, cols = topology.indptr, topology.cols
+    indptr, cols = topology.row_starts(), topology.cols[topology.group_of_value()]
     weight = torch.sparse_csr_tensor(indptr, cols, values, (rows, columns), check_invariants=True)
     transposed = topology.unpack(values).reshape(rows, columns).T.to_sparse_csr()
     pattern = torch.sparse_csr_tensor(indptr, cols, torch.zeros_like(values), (rows, columns))

@@ -4,6 +4,8 @@
 // gather.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+
 #include "conv_bands.h"
 #include "scatter.h"
 
@@ -66,12 +68,12 @@ void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStri
 }
 
 template <typename T>
-void scatter_gradient(const Conv& conv, const Index& index, int64_t strip, const Tensor& values,
-                      const Tensor& gy, Tensor& dx) {
+void scatter_gradient(const Conv& conv, const Index& index, const Tensor& values, const Tensor& gy,
+                      Tensor& dx) {
   const PaddedPlane plane = input_plane(conv);
   const auto table = input_table("blocked_conv2d_input", conv, plane, kLanes<T>);
   const int64_t blocks = gy.size(0), threads = torch::stable::get_num_threads();
-  const ScatterStrips<T> strips(index, in_ptr<T>(values), strip, table,
+  const ScatterStrips<T> strips(index, in_ptr<T>(values), table, conv.channels,
                                 conv.channels * plane.lines * kLanes<T>,
                                 std::max<int64_t>(1, threads / blocks));
   const int64_t items = blocks * strips.parts(), workers = std::min(threads, items);
@@ -90,10 +92,8 @@ void scatter_gradient(const Conv& conv, const Index& index, int64_t strip, const
 }
 
 template <typename T>
-void input_gradient(const Conv& conv, const Index& index, const Tensor& values, const Tensor& gy,
-                    Tensor& dx) {
-  const int64_t strip = strip_columns(index, conv.taps());
-  if (strip > 1) return scatter_gradient<T>(conv, index, strip, values, gy, dx);
+void gather_gradient(const Conv& conv, const Index& index, const Tensor& values, const Tensor& gy,
+                     Tensor& dx) {
   const Band band = gradient_band<T>(conv);
   const auto phases = phases_of<T>(conv, band, index, in_ptr<T>(values));
   const int64_t out_row = conv.in.x * kLanes<T>, out_channel = conv.in.y * out_row;
@@ -111,24 +111,32 @@ void input_gradient(const Conv& conv, const Index& index, const Tensor& values, 
   });
 }
 
-Tensor blocked_conv2d_input(Tensor values_in, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy_in,
-                            std::vector<int64_t> size, std::vector<int64_t> kernel,
-                            std::vector<int64_t> stride, std::vector<int64_t> padding,
-                            std::vector<int64_t> dilation) {
+Tensor blocked_conv2d_input(Tensor values_in, Tensor indptr, Tensor cols, std::optional<Tensor> t_indptr,
+                            std::optional<Tensor> t_cols, std::optional<Tensor> t_perm, int64_t granularity,
+                            int64_t channels, Tensor gy_in, std::vector<int64_t> size,
+                            std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                            std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const char* op = "blocked_conv2d_input";
   const Tensor values = checked_floats(op, "values", values_in, 1), gy = checked_blocked(op, "gy", gy_in);
   require_same_type(op, "gy", gy, values);
   require(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
           ": size must be the height and width of the input.");
-  const Conv conv = checked_conv(op, gy.size(0) * gy.size(4), t_indptr.numel() - 1, gy.size(1),
-                                 {size[0], size[1]}, kernel, stride, padding, dilation);
+  const Conv conv = checked_conv(op, gy.size(0) * gy.size(4), channels, gy.size(1), {size[0], size[1]},
+                                 kernel, stride, padding, dilation);
   require(gy.size(2) == conv.out.y && gy.size(3) == conv.out.x, op, ": gy must have ", conv.out.y, " x ",
           conv.out.x, " pixels, not ", gy.size(2), " x ", gy.size(3), ".");
-  const Index index = checked_index(op, t_indptr, t_cols, conv.rows * conv.taps(), &t_perm);
-  require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
+  const Transposable weight{indptr, cols, t_indptr, t_cols, t_perm, granularity, channels};
+  const Index rows = weight.rows(op, conv.taps());
+  require(values.size(0) == rows.nnz, op, ": values must have ", rows.nnz, " entries.");
+  require(conv.rows == rows.rows, op, ": gy must have ", rows.rows, " channels, not ", conv.rows, ".");
   Tensor dx = torch::stable::new_empty(gy, {gy.size(0), conv.channels, conv.in.y, conv.in.x, gy.size(4)});
   if (dx.numel() == 0) return dx;
-  by_type(values, [&](auto zero) { input_gradient<decltype(zero)>(conv, index, values, gy, dx); });
+  by_type(values, [&](auto zero) {
+    using T = decltype(zero);
+    if (rows.strip > 1) return scatter_gradient<T>(conv, rows, values, gy, dx);
+    const Index columns = weight.t_indptr ? weight.columns(op, conv.taps()) : transposed(rows, conv.taps());
+    gather_gradient<T>(conv, columns, values, gy, dx);
+  });
   return dx;
 }
 

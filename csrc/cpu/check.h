@@ -51,6 +51,9 @@ inline Tensor checked_indices(const char* op, const char* name, const Tensor& te
   return torch::stable::contiguous(tensor);
 }
 
+// int32 or int16, as int32.
+Tensor checked_columns(const char* op, const char* name, const Tensor& tensor);
+
 template <typename T>
 const T* in_ptr(const Tensor& tensor) {
   return static_cast<const T*>(tensor.data_ptr());

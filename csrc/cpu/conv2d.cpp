@@ -43,15 +43,15 @@ void forward(const Conv& conv, const Index& index, const Tensor& values, const T
   }
 }
 
-Tensor conv2d(Tensor values_in, Tensor indptr, Tensor cols, Tensor x_in, std::optional<Tensor> bias_in,
-              std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
-              std::vector<int64_t> dilation) {
+Tensor conv2d(Tensor values_in, Tensor indptr, Tensor cols, int64_t granularity, Tensor x_in,
+              std::optional<Tensor> bias_in, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+              std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const char* op = "conv2d";
   const Tensor values = checked_floats(op, "values", values_in, 1), x = checked_floats(op, "x", x_in, 4);
   require_same_type(op, "x", x, values);
-  const Conv conv = checked_conv(op, x.size(0), x.size(1), indptr.numel() - 1, {x.size(2), x.size(3)}, kernel,
-                                 stride, padding, dilation);
-  const Index index = checked_index(op, indptr, cols, conv.channels * conv.taps());
+  const Conv conv = checked_conv(op, x.size(0), x.size(1), (indptr.numel() - 1) * granularity,
+                                 {x.size(2), x.size(3)}, kernel, stride, padding, dilation);
+  const Index index = checked_index(op, indptr, cols, granularity, conv.channels * conv.taps());
   require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   std::optional<Tensor> bias;
   if (bias_in) {

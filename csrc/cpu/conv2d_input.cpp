@@ -6,6 +6,8 @@
 // them.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+
 #include "blocked.h"
 #include "conv_blocks.h"
 #include "conv_geometry.h"
@@ -69,19 +71,24 @@ void input_gradient(const Conv& conv, const Index& index, const Tensor& values, 
   }
 }
 
-Tensor conv2d_input(Tensor values_in, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy_in,
-                    std::vector<int64_t> size, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                    std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+Tensor conv2d_input(Tensor values_in, Tensor indptr, Tensor cols, std::optional<Tensor> t_indptr,
+                    std::optional<Tensor> t_cols, std::optional<Tensor> t_perm, int64_t granularity,
+                    int64_t channels, Tensor gy_in, std::vector<int64_t> size, std::vector<int64_t> kernel,
+                    std::vector<int64_t> stride, std::vector<int64_t> padding,
+                    std::vector<int64_t> dilation) {
   const char* op = "conv2d_input";
   const Tensor values = checked_floats(op, "values", values_in, 1), gy = checked_floats(op, "gy", gy_in, 4);
   require_same_type(op, "gy", gy, values);
   require(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
           ": size must be the height and width of the input.");
-  const Conv conv = checked_conv(op, gy.size(0), t_indptr.numel() - 1, gy.size(1), {size[0], size[1]}, kernel,
-                                 stride, padding, dilation);
+  const Conv conv = checked_conv(op, gy.size(0), channels, gy.size(1), {size[0], size[1]}, kernel, stride,
+                                 padding, dilation);
   require(gy.size(2) == conv.out.y && gy.size(3) == conv.out.x, op, ": gy must have ", conv.out.y, " x ",
           conv.out.x, " pixels, not ", gy.size(2), " x ", gy.size(3), ".");
-  const Index index = checked_index(op, t_indptr, t_cols, conv.rows * conv.taps(), &t_perm);
+  const Transposable weight{indptr, cols, t_indptr, t_cols, t_perm, granularity, channels};
+  const Index index = weight.columns(op, conv.taps());
+  require(index.width == conv.rows * conv.taps(), op, ": gy must have ", index.width / conv.taps(),
+          " channels, not ", conv.rows, ".");
   require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   Tensor dx = torch::stable::new_empty(gy, {conv.batch, conv.channels, conv.in.y, conv.in.x});
   if (dx.numel() == 0) return dx;

@@ -37,19 +37,19 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
   rows.finish();
 }
 
-Tensor conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in, std::vector<int64_t> kernel,
-                     std::vector<int64_t> stride, std::vector<int64_t> padding,
+Tensor conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in, Tensor x_in,
+                     std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
                      std::vector<int64_t> dilation) {
   const char* op = "conv2d_weight";
   const Tensor gy = checked_floats(op, "gy", gy_in, 4), x = checked_floats(op, "x", x_in, 4);
   require_same_type(op, "x", x, gy);
-  const Conv conv = checked_conv(op, x.size(0), x.size(1), indptr.numel() - 1, {x.size(2), x.size(3)}, kernel,
-                                 stride, padding, dilation);
+  const Conv conv = checked_conv(op, x.size(0), x.size(1), (indptr.numel() - 1) * granularity,
+                                 {x.size(2), x.size(3)}, kernel, stride, padding, dilation);
   require(gy.size(0) == conv.batch && gy.size(1) == conv.rows && gy.size(2) == conv.out.y &&
               gy.size(3) == conv.out.x,
           op, ": gy must have shape (", conv.batch, ", ", conv.rows, ", ", conv.out.y, ", ", conv.out.x,
           ").");
-  const Index index = checked_index(op, indptr, cols, conv.channels * conv.taps());
+  const Index index = checked_index(op, indptr, cols, granularity, conv.channels * conv.taps());
   Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});
   if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return dvalues;
   by_type(gy, [&](auto zero) { weight_gradient<decltype(zero)>(conv, index, gy, x, dvalues); });

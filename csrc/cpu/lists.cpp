@@ -47,10 +47,11 @@ int64_t run_length(const Index& index, int64_t columns) {
   int64_t entries = 0, runs = 0;
   for (int64_t row = 0; row < index.rows; row += step) {
     int64_t limit = 0;
-    for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j, ++entries)
-      if (index.cols[j] >= limit) {
+    const int32_t *col = index.cols(row), *end = col + index.count(row);
+    for (; col < end; ++col, ++entries)
+      if (*col >= limit) {
         ++runs;
-        limit = (index.cols[j] / columns + 1) * columns;
+        limit = (*col / columns + 1) * columns;
       }
   }
   return runs ? entries / runs : 0;
@@ -77,47 +78,45 @@ Tensor empty_marks(const Index& index, const ChannelBlocks& plan) {
 template <typename T>
 void fill_some(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
                Tap<T>* taps) {
-  for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) {
-    const int32_t offset = table[index.cols[j]];
-    if (offset >= 0) *taps++ = {offset, values[index.perm ? index.perm[j] : j]};
+  const int32_t* const cols = index.cols(row);
+  const int64_t first = index.first(row), count = index.count(row);
+  for (int64_t e = 0; e < count; ++e) {
+    const int32_t offset = table[cols[e]];
+    if (offset >= 0) *taps++ = {offset, values[index.perm ? index.perm[first + e] : first + e]};
   }
 }
 
 template <typename T>
 void fill_all(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t row,
               Tap<T>* taps) {
-  const int32_t first = index.starts[row];
-  kernels<T>().fill_taps(index.cols + first, table.data(), index.perm ? values : values + first,
-                         index.perm ? index.perm + first : nullptr, index.starts[row + 1] - first, taps);
+  const int64_t first = index.first(row);
+  kernels<T>().fill_taps(index.cols(row), table.data(), index.perm ? values : values + first,
+                         index.perm ? index.perm + first : nullptr, index.count(row), taps);
 }
 
 // How many taps each row keeps, as running starts.
 Tensor kept_starts(const Index& index, const std::vector<int32_t>& table) {
+  const bool all = std::all_of(table.begin(), table.end(), [](int32_t offset) { return offset >= 0; });
+  if (all && index.group == 1) return index.owner[0];
   Tensor indptr = torch::stable::new_empty(index.owner[0], {index.rows + 1});
   int32_t* kept = out_ptr<int32_t>(indptr);
   kept[0] = 0;
   for (int64_t row = 0; row < index.rows; ++row) {
-    int32_t count = 0;
-    for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j) count += table[index.cols[j]] >= 0;
-    kept[row + 1] = kept[row] + count;
+    const int32_t* const cols = index.cols(row);
+    const auto keeps = [&](int32_t col) { return table[col] >= 0; };
+    kept[row + 1] =
+        kept[row] +
+        static_cast<int32_t>(all ? index.count(row) : std::count_if(cols, cols + index.count(row), keeps));
   }
   return indptr;
 }
 
-bool keeps_all(const std::vector<int32_t>& table) {
-  return std::all_of(table.begin(), table.end(), [](int32_t offset) { return offset >= 0; });
-}
-
-}  // namespace
-
-namespace {
-
-// Whether rows row to row + count - 1 have the same columns.
+// Whether the lists of rows row to row + count - 1 are the same.
 bool same_columns(const Index& index, int64_t row, int64_t count) {
-  const int32_t *first = index.cols + index.starts[row], *last = index.cols + index.starts[row + 1];
-  for (int64_t other = row + 1; other < row + count; ++other) {
-    const int32_t *begin = index.cols + index.starts[other], *end = index.cols + index.starts[other + 1];
-    if (!std::equal(first, last, begin, end)) return false;
+  const int32_t *first = index.cols(row), *last = first + index.count(row);
+  for (int64_t other = row + index.group; other < row + count; other += index.group) {
+    const int32_t* const begin = index.cols(other);
+    if (!std::equal(first, last, begin, begin + index.count(other))) return false;
   }
   return true;
 }
@@ -128,8 +127,11 @@ int64_t strip_rows(const Index& index) {
   if (index.nnz == 0) return 1;
   int64_t found = 1;
   for (int64_t rows = kQuad; rows <= kLongest && index.rows % rows == 0; rows *= 2) {
-    for (int64_t row = 0; row < index.rows; row += rows)
-      if (!same_columns(index, row, rows)) return found;
+    if (index.group % rows != 0) {
+      if (rows % index.group != 0) return found;
+      for (int64_t row = 0; row < index.rows; row += rows)
+        if (!same_columns(index, row, rows)) return found;
+    }
     found = rows;
   }
   return found;
@@ -143,25 +145,38 @@ bool all_below(const int32_t* entries, int64_t count, int64_t limit) {
 
 }  // namespace
 
-Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width,
+Tensor checked_columns(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.scalar_type() != ScalarType::Short) return checked_indices(op, name, tensor);
+  require_dims(op, name, tensor, 1);
+  const Tensor narrow = torch::stable::contiguous(tensor);
+  const Tensor wide = torch::stable::new_empty(narrow, {narrow.numel()}, ScalarType::Int);
+  std::copy_n(in_ptr<int16_t>(narrow), narrow.numel(), out_ptr<int32_t>(wide));
+  return wide;
+}
+
+Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t group, int64_t width,
                     const Tensor* perm) {
-  Index index{{checked_indices(op, "indptr", indptr), checked_indices(op, "cols", cols)},
+  require(group >= 1, op, ": granularity must be at least 1, not ", group, ".");
+  Index index{{checked_indices(op, "indptr", indptr), checked_columns(op, "cols", cols)},
               0,
               0,
+              group,
               1,
               width,
               nullptr,
               nullptr,
               nullptr};
   require(indptr.size(0) >= 1, op, ": indptr must have at least one entry.");
-  index.rows = indptr.size(0) - 1;
-  index.nnz = cols.size(0);
+  const int64_t lists = indptr.size(0) - 1, entries = cols.size(0);
+  index.rows = lists * group;
+  index.nnz = entries * group;
   index.starts = in_ptr<int32_t>(index.owner[0]);
-  index.cols = in_ptr<int32_t>(index.owner[1]);
-  require(index.starts[0] == 0 && index.starts[index.rows] == index.nnz, op, ": indptr must run from 0 to ",
-          index.nnz, ".");
-  require(std::is_sorted(index.starts, index.starts + index.rows + 1), op, ": indptr must not fall.");
-  require(all_below(index.cols, index.nnz, width), op, ": cols holds an index outside 0 to ", width - 1, ".");
+  index.columns = in_ptr<int32_t>(index.owner[1]);
+  require(index.starts[0] == 0 && index.starts[lists] == entries, op, ": indptr must run from 0 to ", entries,
+          ".");
+  require(std::is_sorted(index.starts, index.starts + lists + 1), op, ": indptr must not fall.");
+  require(all_below(index.columns, entries, width), op, ": cols holds an index outside 0 to ", width - 1,
+          ".");
   index.strip = strip_rows(index);
   if (perm == nullptr) return index;
   index.owner[2] = checked_indices(op, "t_perm", *perm);
@@ -170,6 +185,46 @@ Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, in
   require(all_below(index.perm, index.nnz, index.nnz), op, ": t_perm holds an index outside 0 to ",
           index.nnz - 1, ".");
   return index;
+}
+
+Index transposed(const Index& index, int64_t taps) {
+  const int64_t channels = index.width / taps;
+  const Tensor indptr = torch::stable::new_zeros(index.owner[0], {channels + 1});
+  const Tensor cols = torch::stable::new_empty(index.owner[0], {index.nnz});
+  const Tensor perm = torch::stable::new_empty(index.owner[0], {index.nnz});
+  int32_t *const starts = out_ptr<int32_t>(indptr), *const col = out_ptr<int32_t>(cols),
+                 *const at = out_ptr<int32_t>(perm);
+  std::vector<int32_t> channel(index.width), tap(index.width);
+  for (int64_t k = 0; k < index.width; ++k) {
+    channel[k] = static_cast<int32_t>(k / taps);
+    tap[k] = static_cast<int32_t>(k % taps);
+  }
+  for (int64_t j = 0; j < index.nnz / index.group; ++j)
+    starts[channel[index.columns[j]] + 1] += static_cast<int32_t>(index.group);
+  for (int64_t c = 0; c < channels; ++c) starts[c + 1] += starts[c];
+  std::vector<int32_t> next(starts, starts + channels);
+  for (int64_t row = 0; row < index.rows; ++row) {
+    const int32_t *const entries = index.cols(row), count = static_cast<int32_t>(index.count(row));
+    const auto first = static_cast<int32_t>(index.first(row)), base = static_cast<int32_t>(row * taps);
+    for (int32_t e = 0; e < count; ++e) {
+      const int32_t to = next[channel[entries[e]]]++;
+      col[to] = base + tap[entries[e]];
+      at[to] = first + e;
+    }
+  }
+  Index found{{indptr, cols, perm}, channels, index.nnz, 1, 1, index.rows * taps, starts, col, at};
+  found.strip = strip_rows(found);
+  return found;
+}
+
+Index Transposable::columns(const char* op, int64_t taps) const {
+  if (!t_indptr) return transposed(rows(op, taps), taps);
+  require(t_cols && t_perm && group == 1, op,
+          ": t_indptr, t_cols and t_perm must be given together, of single weights.");
+  require(t_indptr->dim() == 1 && t_indptr->size(0) == channels + 1, op, ": t_indptr must have ",
+          channels + 1, " entries.");
+  require(t_cols->numel() == cols.numel(), op, ": t_cols must have ", cols.numel(), " entries.");
+  return checked_index(op, *t_indptr, *t_cols, 1, (indptr.size(0) - 1) * taps, &*t_perm);
 }
 
 ChannelBlocks channel_blocks(const Index& index, int64_t channels, int64_t stride, int64_t lines,
@@ -187,8 +242,8 @@ ChannelBlocks channel_blocks(const Index& index, int64_t channels, int64_t strid
 template <typename T>
 TapLists<T> tap_lists(const Index& index, const T* values, const std::vector<int32_t>& table,
                       const ChannelBlocks& plan) {
-  const bool all = keeps_all(table);
-  const Tensor indptr = all ? index.owner[0] : kept_starts(index, table);
+  const bool all = std::all_of(table.begin(), table.end(), [](int32_t offset) { return offset >= 0; });
+  const Tensor indptr = kept_starts(index, table);
   const int32_t* starts = in_ptr<int32_t>(indptr);
   const int64_t words = starts[index.rows] * static_cast<int64_t>(sizeof(Tap<T>) / sizeof(int32_t));
   TapLists<T> lists{empty_marks(index, plan), torch::stable::new_empty(index.owner[0], {words}), plan.count};
@@ -215,11 +270,13 @@ OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, 
   int32_t* offsets = out_ptr<int32_t>(lists.offsets);
   int32_t* marks = out_ptr<int32_t>(lists.begin);
   torch::stable::parallel_for(0, index.rows, kRowGrain, [&](int64_t begin, int64_t end) {
-    const int32_t first = index.starts[begin];
-    chosen_isa().fill_offsets(index.cols + first, table.data(), index.starts[end] - first, offsets + first);
-    for (int64_t row = begin; row < end; ++row)
-      mark_blocks(plan, index.starts[row], index.starts[row + 1], marks + row * (plan.count + 1),
+    for (int64_t row = begin; row < end; ++row) {
+      const auto first = static_cast<int32_t>(index.first(row)),
+                 count = static_cast<int32_t>(index.count(row));
+      chosen_isa().fill_offsets(index.cols(row), table.data(), count, offsets + first);
+      mark_blocks(plan, first, first + count, marks + row * (plan.count + 1),
                   [&](int32_t j) { return offsets[j]; });
+    }
   });
   return lists;
 }
@@ -228,11 +285,12 @@ std::vector<int64_t> equal_work(const Index& index, int64_t parts) {
   // A row costs its active weights plus what it takes to write it.
   constexpr int64_t kWrite = 4;
   const int64_t rows = index.rows;
-  const auto work = [&](int64_t row) { return index.starts[row] + kWrite * row; };
+  const auto work = [&](int64_t row) { return index.first(row) + kWrite * row; };
+  const int64_t all = index.nnz + kWrite * rows;
   std::vector<int64_t> bounds{0};
   for (int64_t part = 1; part <= parts && bounds.back() < rows; ++part) {
     int64_t row = bounds.back() + index.strip;
-    while (row < rows && (part == parts || work(row) * parts < work(rows) * part)) row += index.strip;
+    while (row < rows && (part == parts || work(row) * parts < all * part)) row += index.strip;
     bounds.push_back(row);
   }
   return bounds;

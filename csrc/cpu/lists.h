@@ -11,19 +11,46 @@
 
 namespace fedsparse {
 
-// A topology's own arrays: the rows of the weight, or of its transpose, whose values stand at `perm`.
+// A topology's own arrays: columns of groups of rows, or of the rows of the transpose, whose values stand at
+// `perm`.  Values are in the order of rows.
 struct Index {
   Tensor owner[3];
   int64_t rows, nnz;
+  int64_t group;  // rows that share one list of columns
   int64_t strip;  // V, so that rows sV to sV + V - 1 have the same columns; 1 where they differ
   int64_t width;  // columns of the weight
-  const int32_t *starts, *cols, *perm;
+  const int32_t *starts, *columns, *perm;
+
+  int64_t lists() const { return rows / group; }
+  int64_t count(int64_t row) const { return starts[row / group + 1] - starts[row / group]; }
+  const int32_t* cols(int64_t row) const { return columns + starts[row / group]; }
+  // Position of the row's first entry among the values, or in `perm`.
+  int64_t first(int64_t row) const {
+    const int64_t list = row / group, r = row % group;
+    return starts[list] * group + (r ? r * count(row) : 0);
+  }
 };
 
 // Checks dtypes and sizes, and that columns stay inside [0, width) and `perm` inside the values: nothing the
 // kernels read can be out of bounds.
-Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t width,
+Index checked_index(const char* op, const Tensor& indptr, const Tensor& cols, int64_t group, int64_t width,
                     const Tensor* perm = nullptr);
+
+// The transpose of a weight with `taps` columns a channel: input channels are its rows, n * taps + tap its
+// columns, `perm` says where its values stand.
+Index transposed(const Index& index, int64_t taps);
+
+// The arrays of a gradient to the input: of the weight, and of its transpose where it is kept.
+struct Transposable {
+  Tensor indptr, cols;
+  std::optional<Tensor> t_indptr, t_cols, t_perm;
+  int64_t group, channels;
+
+  Index rows(const char* op, int64_t taps) const {
+    return checked_index(op, indptr, cols, group, channels * taps);
+  }
+  Index columns(const char* op, int64_t taps) const;
+};
 
 // Channels in runs of `channels`, `count` of them; one channel is `stride` elements of the input.
 struct ChannelBlocks {

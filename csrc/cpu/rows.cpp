@@ -9,8 +9,9 @@ constexpr int64_t kStripGrain = 8;
 // Positions, in its row, of the entries that the table does not drop.
 std::vector<int32_t> kept_entries(const Index& index, const std::vector<int32_t>& table, int64_t row) {
   std::vector<int32_t> kept;
-  for (int32_t j = index.starts[row]; j < index.starts[row + 1]; ++j)
-    if (table[index.cols[j]] >= 0) kept.push_back(j - index.starts[row]);
+  const int32_t* const cols = index.cols(row);
+  for (int32_t e = 0; e < index.count(row); ++e)
+    if (table[cols[e]] >= 0) kept.push_back(e);
   return kept;
 }
 
@@ -32,8 +33,9 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
   int32_t* const offsets = out_ptr<int32_t>(offsets_);
   for (int64_t s = 0; s < strips; ++s) {
     starts[s + 1] = starts[s];
-    for (int32_t j = index.starts[s * rows_]; j < index.starts[s * rows_ + 1]; ++j)
-      if (const int32_t offset = table[index.cols[j]]; offset >= 0) offsets[starts[s + 1]++] = offset;
+    const int32_t *col = index.cols(s * rows_), *end = col + index.count(s * rows_);
+    for (; col < end; ++col)
+      if (const int32_t offset = table[*col]; offset >= 0) offsets[starts[s + 1]++] = offset;
   }
   if (values == nullptr) return;
   torch::stable::parallel_for(0, strips, kStripGrain, [&](int64_t begin, int64_t end) {
@@ -41,10 +43,10 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
       const std::vector<int32_t> kept = kept_entries(index, table, s * rows_);
       T* const strip = packed() + starts[s] * rows_;
       for (int64_t r = 0; r < rows_; ++r) {
-        const int32_t first = index.starts[s * rows_ + r];
+        const int64_t first = index.first(s * rows_ + r);
         T* const quad = strip + r / kQuad * kQuad * static_cast<int64_t>(kept.size()) + r % kQuad;
         for (size_t e = 0; e < kept.size(); ++e) {
-          const int32_t j = first + kept[e];
+          const int64_t j = first + kept[e];
           quad[e * kQuad] = values[index.perm ? index.perm[j] : j];
         }
       }
@@ -55,10 +57,9 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
 template <typename T>
 void PackedStrips<T>::unpack(const Index& index, T* gradient) const {
   for (int64_t row = 0; row < index.rows; ++row) {
-    const int64_t s = row / rows_, r = row % rows_;
-    const int32_t first = index.starts[row], count = index.starts[row + 1] - first;
-    const T* const quad = packed() + index.starts[s * rows_] + r / kQuad * kQuad * count + r % kQuad;
-    for (int32_t e = 0; e < count; ++e) gradient[first + e] = quad[e * kQuad];
+    const int64_t r = row % rows_, first = index.first(row), count = index.count(row);
+    const T* const quad = packed() + index.first(row - r) + r / kQuad * kQuad * count + r % kQuad;
+    for (int64_t e = 0; e < count; ++e) gradient[first + e] = quad[e * kQuad];
   }
 }
 

@@ -85,7 +85,7 @@ class SampleRows {
     offsets_.emplace(offset_lists(index_, table, plan));
     scratch_lines_ = std::min(kLines, index_.nnz);
     for (int64_t row = 0; row < index_.rows; ++row)
-      scratch_lines_ = std::max<int64_t>(scratch_lines_, index_.starts[row + 1] - index_.starts[row]);
+      scratch_lines_ = std::max(scratch_lines_, index_.count(row));
     const int64_t words = kLanes<T> * static_cast<int64_t>(sizeof(T) / sizeof(int32_t));
     scratch_ = torch::stable::new_empty(index_.owner[0],
                                         {torch::stable::get_num_threads() * scratch_lines_ * words});

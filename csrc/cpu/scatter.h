@@ -1,5 +1,4 @@
-// Gradient to the input of a convolution whose rows are strips, found in the arrays of the weight's
-// transpose.
+// Gradient to the input of a convolution whose rows are strips.
 #pragma once
 
 #include "conv_geometry.h"
@@ -8,17 +7,13 @@
 
 namespace fedsparse {
 
-// V, so that output channels sV to sV + V - 1 have the same columns; 1 where they differ.  `transpose` has
-// the input channels as its rows and (n * taps + tap) as its columns.
-int64_t strip_columns(const Index& transpose, int64_t taps);
-
 // The strips, cut by input channels into `parts` of about equal work, as the scatter kernel reads them.
 template <typename T>
 class ScatterStrips {
  public:
   // table[c * taps + tap] is the offset of the line that an entry adds to; entries that fill up a group add
   // zeros to `spare`.
-  ScatterStrips(const Index& transpose, const T* values, int64_t strip, const std::vector<int32_t>& table,
+  ScatterStrips(const Index& index, const T* values, const std::vector<int32_t>& table, int64_t channels,
                 int64_t spare, int64_t parts);
 
   int64_t parts() const { return static_cast<int64_t>(bounds_.size()) - 1; }

@@ -24,11 +24,11 @@ void sample_linear(const Index& index, const Tensor& gy, const Tensor& x, Tensor
   weight.finish();
 }
 
-Tensor sddmm(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in) {
+Tensor sddmm(Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in, Tensor x_in) {
   const char* op = "sddmm";
   const Tensor gy = checked_floats(op, "gy", gy_in, 2), x = checked_floats(op, "x", x_in, 2);
   require_same_type(op, "x", x, gy);
-  const Index index = checked_index(op, indptr, cols, x.size(1));
+  const Index index = checked_index(op, indptr, cols, granularity, x.size(1));
   require(gy.size(0) == x.size(0) && gy.size(1) == index.rows, op, ": gy must have shape (", x.size(0), ", ",
           index.rows, ").");
   Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});

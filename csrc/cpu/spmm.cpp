@@ -8,11 +8,12 @@
 namespace fedsparse {
 namespace {
 
-Tensor spmm(Tensor values_in, Tensor indptr, Tensor cols, Tensor x_in, std::optional<Tensor> bias_in) {
+Tensor spmm(Tensor values_in, Tensor indptr, Tensor cols, int64_t granularity, Tensor x_in,
+            std::optional<Tensor> bias_in) {
   const char* op = "spmm";
   const Tensor values = checked_floats(op, "values", values_in, 1), x = checked_floats(op, "x", x_in, 2);
   require_same_type(op, "x", x, values);
-  const Index index = checked_index(op, indptr, cols, x.size(1));
+  const Index index = checked_index(op, indptr, cols, granularity, x.size(1));
   require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   std::optional<Tensor> bias;
   if (bias_in) {

@@ -8,8 +8,8 @@
 namespace fedsparse {
 namespace {
 
-int64_t strip_rows(Tensor indptr, Tensor cols) {
-  return checked_index("strip_rows", indptr, cols, std::numeric_limits<int32_t>::max()).strip;
+int64_t strip_rows(Tensor indptr, Tensor cols, int64_t granularity) {
+  return checked_index("strip_rows", indptr, cols, granularity, std::numeric_limits<int32_t>::max()).strip;
 }
 
 }  // namespace

@@ -14,8 +14,8 @@ constexpr int64_t kGrain = 1 << 15;
 
 struct CpuUnpack {
   template <typename Word>
-  static void unpack(const Tensor& values, const Tensor& indptr, const Tensor& cols, int64_t row_len,
-                     Tensor& dense) {
+  static void unpack(const Tensor& values, const Tensor& indptr, const Tensor& cols, int64_t granularity,
+                     int64_t row_len, Tensor& dense) {
     const auto* value = static_cast<const Word*>(values.data_ptr());
     const auto* start = static_cast<const int32_t*>(indptr.data_ptr());
     const auto* col = static_cast<const int32_t*>(cols.data_ptr());
@@ -25,13 +25,16 @@ struct CpuUnpack {
       for (int64_t n = begin; n < end; ++n) {
         Word* row = out + n * row_len;
         std::fill_n(row, row_len, Word{0});
-        for (int32_t j = start[n]; j < start[n + 1]; ++j) row[col[j]] = value[j];
+        const int64_t list = n / granularity, count = start[list + 1] - start[list];
+        const Word* from = value + start[list] * granularity + n % granularity * count;
+        for (int64_t e = 0; e < count; ++e) row[col[start[list] + e]] = from[e];
       }
     });
   }
 
   template <typename Word>
-  static void gather(const Tensor& dense, const Tensor& indptr, const Tensor& cols, Tensor& values) {
+  static void gather(const Tensor& dense, const Tensor& indptr, const Tensor& cols, int64_t granularity,
+                     Tensor& values) {
     const auto* in = static_cast<const Word*>(dense.data_ptr());
     const auto* start = static_cast<const int32_t*>(indptr.data_ptr());
     const auto* col = static_cast<const int32_t*>(cols.data_ptr());
@@ -41,7 +44,9 @@ struct CpuUnpack {
     torch::stable::parallel_for(0, dense.size(0), kGrain / per_row + 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const Word* row = in + n * row_len;
-        for (int32_t j = start[n]; j < start[n + 1]; ++j) value[j] = row[col[j]];
+        const int64_t list = n / granularity, count = start[list + 1] - start[list];
+        Word* to = value + start[list] * granularity + n % granularity * count;
+        for (int64_t e = 0; e < count; ++e) to[e] = row[col[start[list] + e]];
       }
     });
   }

@@ -58,11 +58,11 @@ FEDSPARSE_HD int lower_bound(const int32_t* cols, int begin, int end, int column
   return begin;
 }
 
-// The row of nonzero `j`: the last row that starts at or before it, which steps over the empty rows in
+// The list of entry `j`: the last one that starts at or before it, which steps over the empty ones in
 // between.
-FEDSPARSE_HD int row_of(const int32_t* indptr, int rows, int j) {
+FEDSPARSE_HD int list_of(const int32_t* indptr, int lists, int j) {
   int begin = 0;
-  int end = rows;
+  int end = lists;
   while (end - begin > 1) {
     const int middle = begin + (end - begin) / 2;
     if (indptr[middle] <= j) {
@@ -82,12 +82,15 @@ FEDSPARSE_HD void unpack_clear(Vector16* tile, int thread) {
 // Columns outside the tile are never written, so a broken topology can spoil values but not memory.
 template <typename Word>
 FEDSPARSE_HD void unpack_scatter(const Word* values, const int32_t* indptr, const int32_t* cols,
-                                 TileSpan span, Word* tile, int thread) {
-  const int end = indptr[span.row + 1];
-  for (int j = lower_bound(cols, indptr[span.row], end, span.begin) + thread; j < end; j += kUnpackThreads) {
+                                 int granularity, TileSpan span, Word* tile, int thread) {
+  const int list = span.row / granularity;
+  const int start = indptr[list];
+  const int end = indptr[list + 1];
+  const Word* row = values + start * granularity + span.row % granularity * (end - start);
+  for (int j = lower_bound(cols, start, end, span.begin) + thread; j < end; j += kUnpackThreads) {
     const int column = cols[j] - span.begin;
     if (column >= span.count) break;
-    tile[column] = values[j];
+    tile[column] = row[j - start];
   }
 }
 
@@ -114,9 +117,14 @@ FEDSPARSE_HD bool rows_aligned(int row_len) {
 }
 
 template <typename Word>
-FEDSPARSE_HD void gather_one(const Word* dense, const int32_t* indptr, const int32_t* cols, int rows,
-                             int row_len, int j, Word* values) {
-  values[j] = dense[static_cast<int64_t>(row_of(indptr, rows, j)) * row_len + cols[j]];
+FEDSPARSE_HD void gather_one(const Word* dense, const int32_t* indptr, const int32_t* cols, int granularity,
+                             int rows, int row_len, int j, Word* values) {
+  const int list = list_of(indptr, rows / granularity, j / granularity);
+  const int start = indptr[list];
+  const int count = indptr[list + 1] - start;
+  const int within = j - start * granularity;
+  const int row = list * granularity + within / count;
+  values[j] = dense[static_cast<int64_t>(row) * row_len + cols[start + within % count]];
 }
 
 }  // namespace fedsparse

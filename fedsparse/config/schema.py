@@ -82,6 +82,8 @@ class Train(Table):
     pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
     `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked. With
     `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums.
+    `memory` "compact" keeps 2 bytes of indices an active weight where "fast" keeps 12, and sorts them in each backward
+    pass: the same bits.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -99,6 +101,7 @@ class Train(Table):
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     recompute: bool = False
     lossless: bool = False
+    memory: Literal["fast", "compact"] = "fast"
     dense_passes: bool = True
     memory_limit: Limit | None = None
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1

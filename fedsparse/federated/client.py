@@ -18,7 +18,7 @@ from fedsparse.federated.seeds import numpy_generator, torch_generator
 from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
 from fedsparse.nn.walk import Tensors
 from fedsparse.optim import SGD, Adam
-from fedsparse.topology import Move, Topology
+from fedsparse.topology import MEMORIES, Memory, Move, Topology
 from fedsparse.wire import Carrier, Section
 
 
@@ -33,6 +33,7 @@ class Training:
     round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
     the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
     lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits;
+    memory: how sparse layers keep their indices, "fast" or "compact" (see `nn.sparsify`), the same bits;
     dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time;
     cohort: how many clients one process trains at once (see `cohort`), for methods that leave local training as it is.
     """
@@ -52,6 +53,7 @@ class Training:
     augment: bool = False
     recompute: bool = False
     lossless: bool = False
+    memory: Memory = "fast"
     dense_passes: bool = True
     cohort: int = 1
 
@@ -59,7 +61,8 @@ class Training:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        for name, choices in (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam"))):
+        words = (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam")), ("memory", MEMORIES))
+        for name, choices in words:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsparse.nn import SparseLayer, prunable, sparse_layers, sparsify
 from fedsparse.nn.walk import Tensors, parameters_of
 from fedsparse.pruning import active_groups, from_groups
+from fedsparse.topology import Memory
 from fedsparse.wire import Bitmap, Bits, Carrier, Quantised, Section, Values
 from fedsparse.wire.dtypes import Array
 
@@ -123,8 +124,8 @@ def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
     return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)
 
 
-def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: int) -> None:
-    """Give the named layers the masks that `bits` says, making layers sparse that were dense."""
+def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: int, memory: Memory = "fast") -> None:
+    """Give the named layers the masks that `bits` says, making dense ones sparse (`memory`: see `sparsify`)."""
     layers = {name: layer for name, layer in prunable(model, last=True).items() if name in names}
     dense_masks: dict[str, Tensor] = {}
     start = 0
@@ -137,13 +138,19 @@ def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: i
         else:
             dense_masks[name] = topology.mask()
     if dense_masks:
-        sparsify(model, masks=dense_masks, granularity=granularity)
+        sparsify(model, masks=dense_masks, granularity=granularity, memory=memory)
 
 
-def load(model: nn.Module, sections: Mapping[str, Section], names: Sequence[str] = (), granularity: int = 1) -> None:
+def load(
+    model: nn.Module,
+    sections: Mapping[str, Section],
+    names: Sequence[str] = (),
+    granularity: int = 1,
+    memory: Memory = "fast",
+) -> None:
     """Load what is there of `mask`, `parameters` and `buffers`."""
     if isinstance(bits := sections.get("mask"), Bitmap):
-        load_mask(model, bits.bits, names, granularity)
+        load_mask(model, bits.bits, names, granularity, memory)
     load_vectors(model, vectors(sections))
 
 

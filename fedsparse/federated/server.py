@@ -70,12 +70,12 @@ class Server:
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Make the named dense layers sparse with these masks (bool, dense shapes)."""
-        sparsify(self.model, masks=masks, granularity=self.granularity)
+        sparsify(self.model, masks=masks, granularity=self.granularity, memory=self.training.memory)
         self.mask_version += 1
 
     def set_mask_bits(self, bits: Bits) -> None:
         """Make the named layers sparse with these masks, a bit a group (see `exchange`)."""
-        exchange.load_mask(self.model, bits, self.names, self.granularity)
+        exchange.load_mask(self.model, bits, self.names, self.granularity, self.training.memory)
         self.mask_version += 1
 
     def change_masks(self, topologies: Mapping[str, Topology]) -> None:

@@ -61,7 +61,7 @@ class Worker:
         if "base" in sections:
             self._return_to_common_mask()
             sections = {"mask": Bitmap(mask_change.apply(exchange.mask_bits(self.model), sections))}
-        exchange.load(self.model, sections, self.names, self.method.granularity)
+        exchange.load(self.model, sections, self.names, self.method.granularity, self.training.memory)
         self.common = [(layer, layer.topology) for layer in sparse_layers(self.model).values()]
         self._found = None
 

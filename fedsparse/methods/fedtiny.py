@@ -69,7 +69,9 @@ class FedTiny(ServerGrowthMethod):
         best, best_rank = None, (1, math.inf)
         for masks in self._candidates(server):
             missing = 0
-            candidate = sparsify(copy.deepcopy(server.model), masks=masks, granularity=self.granularity)
+            candidate = sparsify(
+                copy.deepcopy(server.model), masks=masks, granularity=self.granularity, memory=server.training.memory
+            )
             weights: Sections = {
                 "mask": Bitmap(exchange.mask_bits(candidate)),
                 "parameters": exchange.narrowed(candidate, server.wire, derive(server.seed, "wire/candidate")),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsparse import ops
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from fedsparse.nn.region import leave
-from fedsparse.topology import Topology
+from fedsparse.topology import MEMORIES, Memory, Topology
 
 Prunable = nn.Conv2d | nn.Linear | SparseLayer
 
@@ -70,6 +70,7 @@ def sparsify(
     masks: Mapping[str, Tensor] | None = None,
     granularity: int = 1,
     region: bool = True,
+    memory: Memory = "fast",
 ) -> nn.Module:
     """Replace the prunable layers of `model`, in place, by sparse ones that keep the weights of the mask; return it.
 
@@ -79,11 +80,17 @@ def sparsify(
     consecutive output channels share each column and are kept or pruned together. Layers not named stay dense. A dense
     layer whose sparse form is not SparseConv2d or SparseLinear names it as `sparse_class`.
 
+    With `memory` "fast" a layer of single weights keeps int32 indices and their transpose, 12 bytes an active weight;
+    with "compact" 2, int16 where a row has at most 2^15 columns (else int32), and the backward pass sorts them by
+    channel each time. With V > 1 there is one index for each V weights and no transpose in either.
+
     With `region`, sparse convolutions on the CPU keep their outputs in blocks of images, and norms, ReLU, additions and
     pooling work on those (see `fedsparse.nn.region`); the model's output is an ordinary tensor.
 
-    Raises ValueError for an unknown layer, a mask of the wrong shape, or a density outside (0, 1].
+    Raises ValueError for an unknown layer, a mask of the wrong shape, a density outside (0, 1], or another `memory`.
     """
+    if memory not in MEMORIES:
+        raise ValueError(f"memory is {memory!r} but must be {' or '.join(map(repr, MEMORIES))}")
     if (densities is None) == (masks is None):
         raise ValueError("sparsify takes either densities or masks")
     if granularity < 1:
@@ -104,6 +111,7 @@ def sparsify(
         topology = Topology.from_mask(mask, granularity)
         usual: Any = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
         sparse = getattr(layer, "sparse_class", usual).from_dense(layer, topology)
+        sparse.set_memory(memory)
         sparse.values.requires_grad_(layer.weight.requires_grad)
         if sparse.bias is not None and layer.bias is not None:
             sparse.bias.requires_grad_(layer.bias.requires_grad)

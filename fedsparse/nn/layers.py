@@ -1,6 +1,6 @@
 """Layers whose weight exists only where the mask is active.
 
-A sparse layer holds `values`, a Parameter of shape [nnz], and the int32 index arrays of its `Topology` as buffers, so
+A sparse layer holds `values`, a Parameter of shape [nnz], and the index arrays of its `Topology` as buffers, so
 that `state_dict`, `.to()` and `copy.deepcopy` carry them. `values` keeps its identity when the mask changes: only its
 size does, and `set_topology` returns the `Move` by which optimizer state follows.
 """
@@ -19,7 +19,7 @@ from fedsparse.nn.region import Blocked, admits, as_tensor, enter
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
 from fedsparse.ops.dispatch import LINEAR, Choice, choose, pass_of
 from fedsparse.ops.index import Index
-from fedsparse.topology import Move, Topology
+from fedsparse.topology import Memory, Move, Topology
 
 _INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
 _PASSES = {"forward": "product", "input gradient": "transposed", "weight gradient": "sampled"}
@@ -43,10 +43,12 @@ class SparseLayer(nn.Module):
         self.weight_shape = tuple(topology.shape)
         self.granularity = topology.granularity
         self.seen: tuple[int, int, int] | None = None  # (batch, H, W) of the last input; a linear layer's has 1 x 1
+        self.memory: Memory = "fast"
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
         for name in _INDEX_ARRAYS:
-            self.register_buffer(name, getattr(topology, name), persistent=name not in _TRANSPOSED)
+            self.register_buffer(name, None, persistent=name not in _TRANSPOSED)
+        self._store(topology)
 
     @property
     def topology(self) -> Topology:
@@ -60,17 +62,25 @@ class SparseLayer(nn.Module):
         if tuple(new.shape) != self.weight_shape:
             raise ValueError(f"the new topology has shape {tuple(new.shape)}, the layer's weight {self.weight_shape}")
         new = new.to(self.values.device)
-        source, target = self.topology.index_map(new)
+        source, target = ops.index_map(self.topology, new)
         move = Move(source, target, new.nnz)
         self.values.grad = None
         self.values.data = move.apply(self.values.data)
         self._store(new)
         return move
 
+    def set_memory(self, memory: Memory) -> None:
+        """Keep the indices as "fast" or "compact" has them from now on (see `sparsify`); ValueError else."""
+        topology = self.topology.in_memory(memory)
+        self.memory = memory
+        self._store(topology)
+
     def _store(self, topology: Topology) -> None:
         self.granularity = topology.granularity
+        kept = topology.in_memory(self.memory)
+        kept = ops.transposed(kept) if self.memory == "fast" else kept
         for name in _INDEX_ARRAYS:
-            setattr(self, name, getattr(topology, name))
+            setattr(self, name, getattr(kept, name))
 
     def geometry(self) -> dict[str, tuple[int, int]]:
         """The keyword arguments of the layer's ops beyond values and topology."""
@@ -95,10 +105,10 @@ class SparseLayer(nn.Module):
         """The family of products that the layer's passes belong to, as `fedsparse.ops.dispatch` names it."""
         return "linear"
 
-    def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
-        """What the layer keeps of an input for its backward pass: a function that gives it, in the input's shape."""
+    def keep_input(self, x: Any) -> Callable[[], Any]:
+        """What the layer keeps of an input, Tensor or Blocked, for its backward pass: a function that gives it."""
         kept = x.detach()
-        return lambda: as_tensor(kept)
+        return lambda: kept
 
     def dense_weight(self) -> Tensor:
         """A new dense weight of shape (N, C[, kh, kw]) with zeros at the pruned places. Not used while training."""
@@ -121,7 +131,7 @@ class SparseLayer(nn.Module):
         """Take over the mask of a state, whose three arrays are only right together; make room for the values."""
         if indptr is None or cols is None or values is None:
             raise ValueError("indptr, cols and values belong together, and one of them is missing")
-        topology = Topology.from_rows(indptr, cols, self.weight_shape, self.granularity)
+        topology = Topology.from_lists(indptr, cols, self.weight_shape, self.granularity)
         if tuple(values.shape) != (topology.nnz,):
             raise ValueError(f"values have shape {tuple(values.shape)}, but cols {topology.nnz} entries")
         self._store(topology.to(self.values.device))

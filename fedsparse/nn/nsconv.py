@@ -27,7 +27,7 @@ LEAST = 1e-4
 
 
 class Standardise(torch.autograd.Function):
-    """w^ [nnz] of values [nnz], gain [N] and the topology's indptr [N + 1]; nothing beyond the three is kept.
+    """w^ [nnz] of values [nnz], gain [N] and the topology's row starts [N + 1]; nothing beyond the three is kept.
 
     With u = (w - mean) s, s = 1 / sqrt(sum (w - mean)^2) and v = gain dw^:
     dw = s (v - mean(v) - u sum(u v)), without the last term where the sum of squares is below `LEAST`;
@@ -123,7 +123,7 @@ class NSSparseConv2d(PrunedSparseConv2d):
 
     def used(self) -> Tensor:
         """The standardised values."""
-        return Standardise.apply(self.values, self.gain, self.topology.indptr)
+        return Standardise.apply(self.values, self.gain, self.topology.row_starts())
 
 
 class PrunedConv2d(nn.Conv2d):

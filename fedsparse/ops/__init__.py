@@ -3,6 +3,7 @@
     linear       spmm, spmm_t, sddmm                       each a gradient of the others
     convolution  conv2d, conv2d_input, conv2d_weight       likewise
     layout       unpack, gather                            values to the dense weight and back
+    masks        changed, index_map, transposed            a change of the mask
     selection    topk, topk_segmented, grow_scores, GrowSearch
     activations  pack_activation, relu                     what is kept of them for the backward pass
     innermost    innermost_norm: batch norm of what the Triton convolutions return
@@ -22,6 +23,7 @@ from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
 from fedsparse.ops.innermost_norm import innermost_norm, stands_innermost
 from fedsparse.ops.load import compiled, load_libraries
+from fedsparse.ops.masks import changed, index_map, transposed
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
 from fedsparse.ops.relu_bits import relu
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
@@ -40,6 +42,7 @@ __all__ = [
     "blocked_average",
     "blocked_conv2d",
     "blocked_max",
+    "changed",
     "compiled",
     "conv2d",
     "conv2d_input",
@@ -49,6 +52,7 @@ __all__ = [
     "group_moments",
     "group_norm",
     "grow_scores",
+    "index_map",
     "innermost_norm",
     "is_forced",
     "measuring",
@@ -63,6 +67,7 @@ __all__ = [
     "to_blocked",
     "topk",
     "topk_segmented",
+    "transposed",
     "unpack",
     "use_backend",
 ]

@@ -38,6 +38,13 @@ class Products:
 
 FAMILIES: dict[str, dict[str, Products | Callable[[int, bool], Products]]] = {}
 """By family and back end; those that depend on the mask's granularity or take several clients as a function of both."""
+_NO_INDEX = (None,) * len(Index._fields)
+
+
+def _keep(ctx: Any, index: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """Keep the sizes of an index; its arrays, to be saved."""
+    ctx.sizes = Index(*index).sizes
+    return Index(*index).arrays
 
 
 class How(NamedTuple):
@@ -81,8 +88,8 @@ class Product(torch.autograd.Function):
     """y = W x + bias, and its gradients where they are asked for."""
 
     @staticmethod
-    def forward(how: How, values: Tensor, x: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
-        """Arguments as in `product`; index as the five arrays of `Index`."""
+    def forward(how: How, values: Tensor, x: Tensor, bias: Tensor | None, *index: Any) -> Tensor:
+        """Arguments as in `product`; index as the fields of `Index`."""
         return how.raw.product(values, Index(*index), x, bias, how.geometry)
 
     @staticmethod
@@ -90,17 +97,19 @@ class Product(torch.autograd.Function):
         """What the backward pass needs."""
         ctx.how, values, x, _, *index = inputs
         needs_values, needs_x = ctx.needs_input_grad[1:3]
-        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *index)
+        arrays = _keep(ctx, tuple(index))
+        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *arrays)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of values, x and bias."""
-        values, x, *index = ctx.saved_tensors
+        values, x, *arrays = ctx.saved_tensors
+        index = Index.saved(arrays, ctx.sizes)
         needs_values, needs_x, needs_bias = ctx.needs_input_grad[1:4]
         dvalues = sampled(ctx.how, gy, x, index) if needs_values else None
         dx = transposed(ctx.how, values, gy, index) if needs_x else None
         dbias = _bias_gradient(gy, ctx.how.clients) if needs_bias else None
-        return None, dvalues, dx, dbias, *(None for _ in index)
+        return None, dvalues, dx, dbias, *_NO_INDEX
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], how: How, *operands: Any) -> tuple[Tensor, int]:
@@ -131,40 +140,42 @@ class Transposed(torch.autograd.Function):
     """u = W^T gy."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, values: Tensor, gy: Tensor, *index: Tensor) -> Tensor:
-        """Arguments as in `transposed`."""
+    def forward(ctx: Any, how: How, values: Tensor, gy: Tensor, *index: Any) -> Tensor:
+        """Arguments as in `transposed`, index as its fields."""
         ctx.how = how
-        ctx.save_for_backward(values, gy, *index)
+        ctx.save_for_backward(values, gy, *_keep(ctx, index))
         return how.raw.transposed(values, Index(*index), gy, how.geometry)
 
     @staticmethod
     def backward(ctx: Any, du: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of values and gy."""
-        values, gy, *index = ctx.saved_tensors
+        values, gy, *arrays = ctx.saved_tensors
+        index = Index.saved(arrays, ctx.sizes)
         needs_values, needs_gy = ctx.needs_input_grad[1:3]
         dvalues = sampled(ctx.how, gy, du, index) if needs_values else None
         dgy = product(ctx.how, values, du, None, index) if needs_gy else None
-        return None, dvalues, dgy, *(None for _ in index)
+        return None, dvalues, dgy, *_NO_INDEX
 
 
 class Sampled(torch.autograd.Function):
     """v = gy x^T at the active weights."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, gy: Tensor, x: Tensor, *index: Tensor) -> Tensor:
-        """Arguments as in `sampled`."""
+    def forward(ctx: Any, how: How, gy: Tensor, x: Tensor, *index: Any) -> Tensor:
+        """Arguments as in `sampled`, index as its fields."""
         ctx.how = how
-        ctx.save_for_backward(gy, x, *index)
+        ctx.save_for_backward(gy, x, *_keep(ctx, index))
         return how.raw.sampled(Index(*index), gy, x, how.geometry)
 
     @staticmethod
     def backward(ctx: Any, dv: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of gy and x."""
-        gy, x, *index = ctx.saved_tensors
+        gy, x, *arrays = ctx.saved_tensors
+        index = Index.saved(arrays, ctx.sizes)
         needs_gy, needs_x = ctx.needs_input_grad[1:3]
         dgy = product(ctx.how, dv, x, None, index) if needs_gy else None
         dx = transposed(ctx.how, dv, gy, index) if needs_x else None
-        return None, dgy, dx, *(None for _ in index)
+        return None, dgy, dx, *_NO_INDEX
 
 
 def product(how: How, values: Tensor, x: Tensor, bias: Tensor | None, index: Any) -> Tensor:

@@ -35,36 +35,48 @@ from fedsparse.topology import Topology
 
 _GEOMETRY = "int[2] kernel, int[2] stride, int[2] padding, int[2] dilation"
 
-define(f"blocked_conv2d(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias, {_GEOMETRY}) -> Tensor")
 define(
-    "blocked_conv2d_input(Tensor values, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy, int[2] size, "
+    f"blocked_conv2d(Tensor values, Tensor indptr, Tensor cols, SymInt granularity, Tensor x, Tensor? bias, "
     f"{_GEOMETRY}) -> Tensor"
 )
-define(f"blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy, Tensor x, SymInt batch, {_GEOMETRY}) -> Tensor")
+define(
+    "blocked_conv2d_input(Tensor values, Tensor indptr, Tensor cols, Tensor? t_indptr, Tensor? t_cols, Tensor? t_perm, "
+    f"SymInt granularity, SymInt channels, Tensor gy, int[2] size, {_GEOMETRY}) -> Tensor"
+)
+define(
+    "blocked_conv2d_weight(Tensor indptr, Tensor cols, SymInt granularity, Tensor gy, Tensor x, SymInt batch, "
+    f"{_GEOMETRY}) -> Tensor"
+)
 
 
 @torch.library.register_fake("fedsparse::blocked_conv2d")
-def _(values: Tensor, indptr: Tensor, cols: Tensor, x: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+def _(
+    values: Tensor, indptr: Tensor, cols: Tensor, granularity: int, x: Tensor, bias: Tensor | None, *geometry: Any
+) -> Tensor:
     blocks, _, high, wide, lanes = x.shape
-    return x.new_empty(blocks, indptr.shape[0] - 1, *output_size((high, wide), geometry), lanes)
+    return x.new_empty(blocks, (indptr.shape[0] - 1) * granularity, *output_size((high, wide), geometry), lanes)
 
 
 @torch.library.register_fake("fedsparse::blocked_conv2d_input")
 def _(
     values: Tensor,
-    t_indptr: Tensor,
-    t_cols: Tensor,
-    t_perm: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    t_indptr: Tensor | None,
+    t_cols: Tensor | None,
+    t_perm: Tensor | None,
+    granularity: int,
+    channels: int,
     gy: Tensor,
     size: tuple[int, int],
     *geometry: Any,
 ) -> Tensor:
-    return gy.new_empty(gy.shape[0], t_indptr.shape[0] - 1, *size, gy.shape[4])
+    return gy.new_empty(gy.shape[0], channels, *size, gy.shape[4])
 
 
 @torch.library.register_fake("fedsparse::blocked_conv2d_weight")
-def _(indptr: Tensor, cols: Tensor, gy: Tensor, x: Tensor, batch: int, *geometry: Any) -> Tensor:
-    return gy.new_empty(cols.shape[0])
+def _(indptr: Tensor, cols: Tensor, granularity: int, gy: Tensor, x: Tensor, batch: int, *geometry: Any) -> Tensor:
+    return gy.new_empty(cols.shape[0] * granularity)
 
 
 def reference_blocked_conv2d(
@@ -86,14 +98,14 @@ def _within(batch: int) -> Products:
     raw = torch.ops.fedsparse
 
     def product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        return raw.blocked_conv2d(values, index.indptr, index.cols, x, bias, *geometry[:4])
+        return raw.blocked_conv2d(values, index.indptr, index.cols, index.granularity, x, bias, *geometry[:4])
 
     def transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
         *sizes, size = geometry
-        return raw.blocked_conv2d_input(values, index.t_indptr, index.t_cols, index.t_perm, gy, size, *sizes)
+        return raw.blocked_conv2d_input(values, *index, gy, size, *sizes)
 
     def sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-        return raw.blocked_conv2d_weight(index.indptr, index.cols, gy, x, batch, *geometry[:4])
+        return raw.blocked_conv2d_weight(index.indptr, index.cols, index.granularity, gy, x, batch, *geometry[:4])
 
     return Products(product, transposed, sampled)
 
@@ -128,24 +140,26 @@ class BlockedConv2d(torch.autograd.Function):
         values: Tensor,
         x: Tensor,
         bias: Tensor | None,
-        *index: Tensor,
+        *index: Any,
     ) -> Tensor:
-        """Geometry as (kernel, stride, padding, dilation); index as the five arrays of `Index`."""
+        """Geometry as (kernel, stride, padding, dilation); index as the fields of `Index`."""
         ctx.geometry, ctx.batch, ctx.size = geometry, batch, tuple(x.shape[2:4])
         needs_values, needs_x = ctx.needs_input_grad[2:4]
-        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *index)
+        whole = Index(*index)
+        ctx.sizes = whole.sizes
+        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *whole.arrays)
         ctx.products = _products(batch, is_forced())
-        return ctx.products.product(values, Index(*index), x, bias, (*geometry, ctx.size))
+        return ctx.products.product(values, whole, x, bias, (*geometry, ctx.size))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of values, x and bias."""
-        values, x, *index = ctx.saved_tensors
+        values, x, *arrays = ctx.saved_tensors
         needs_values, needs_x, needs_bias = ctx.needs_input_grad[2:5]
-        products, geometry, arrays = ctx.products, (*ctx.geometry, ctx.size), Index(*index)
-        dvalues = products.sampled(arrays, gy, x, geometry) if needs_values else None
-        dx = products.transposed(values, arrays, gy, geometry) if needs_x else None
+        products, geometry, index = ctx.products, (*ctx.geometry, ctx.size), Index.saved(arrays, ctx.sizes)
+        dvalues = products.sampled(index, gy, x, geometry) if needs_values else None
+        dx = products.transposed(values, index, gy, geometry) if needs_x else None
         dbias = torch.ops.fedsparse.blocked_sum(gy, ctx.batch) if needs_bias else None
         return None, None, dvalues, dx, dbias, *(None for _ in index)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedsparse.ops.algebra import Geometry, Products, output_size
-from fedsparse.ops.index import Index, rows_of
+from fedsparse.ops.index import Index, rows_of, single_rows
 from fedsparse.ops.strips import allows_tf32, lanes_product, lanes_sampled, lanes_transposed, on_lanes
 
 ROWS = 16
@@ -42,7 +42,7 @@ def union(index: Index, width: int) -> Union:
     """The strips of a mask with rows of `width` places; made once for a mask, which waits for a GPU."""
     if index.cols not in _plans:
         row = rows_of(index)
-        found, entry = torch.unique(row // ROWS * width + index.cols, return_inverse=True)
+        found, entry = torch.unique(row // ROWS * width + single_rows(index)[1], return_inverse=True)
         counts = torch.bincount(found // width, minlength=-(-index.rows // ROWS))
         starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
         _plans[index.cols] = Union(starts, (found % width).to(torch.int32), entry * ROWS + row % ROWS)

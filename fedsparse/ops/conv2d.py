@@ -37,37 +37,51 @@ from fedsparse.topology import Topology
 Size = int | tuple[int, int]
 _GEOMETRY = "int[2] kernel, int[2] stride, int[2] padding, int[2] dilation"
 
-define(f"conv2d(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias, {_GEOMETRY}) -> Tensor")
 define(
-    "conv2d_input(Tensor values, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy, int[2] size, "
+    f"conv2d(Tensor values, Tensor indptr, Tensor cols, SymInt granularity, Tensor x, Tensor? bias, "
     f"{_GEOMETRY}) -> Tensor"
 )
-define(f"conv2d_weight(Tensor indptr, Tensor cols, Tensor gy, Tensor x, {_GEOMETRY}) -> Tensor")
+define(
+    "conv2d_input(Tensor values, Tensor indptr, Tensor cols, Tensor? t_indptr, Tensor? t_cols, Tensor? t_perm, "
+    f"SymInt granularity, SymInt channels, Tensor gy, int[2] size, {_GEOMETRY}) -> Tensor"
+)
+define(f"conv2d_weight(Tensor indptr, Tensor cols, SymInt granularity, Tensor gy, Tensor x, {_GEOMETRY}) -> Tensor")
 
 
 @torch.library.register_fake("fedsparse::conv2d")
 def _(
-    values: Tensor, indptr: Tensor, cols: Tensor, x: Tensor, bias: Tensor | None, *geometry: tuple[int, int]
+    values: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    granularity: int,
+    x: Tensor,
+    bias: Tensor | None,
+    *geometry: tuple[int, int],
 ) -> Tensor:
-    return x.new_empty(x.shape[0], indptr.shape[0] - 1, *output_size((x.shape[2], x.shape[3]), geometry))
+    rows = (indptr.shape[0] - 1) * granularity
+    return x.new_empty(x.shape[0], rows, *output_size((x.shape[2], x.shape[3]), geometry))
 
 
 @torch.library.register_fake("fedsparse::conv2d_input")
 def _(
     values: Tensor,
-    t_indptr: Tensor,
-    t_cols: Tensor,
-    t_perm: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    t_indptr: Tensor | None,
+    t_cols: Tensor | None,
+    t_perm: Tensor | None,
+    granularity: int,
+    channels: int,
     gy: Tensor,
     size: tuple[int, int],
     *geometry: tuple[int, int],
 ) -> Tensor:
-    return gy.new_empty(gy.shape[0], t_indptr.shape[0] - 1, *size)
+    return gy.new_empty(gy.shape[0], channels, *size)
 
 
 @torch.library.register_fake("fedsparse::conv2d_weight")
-def _(indptr: Tensor, cols: Tensor, gy: Tensor, x: Tensor, *geometry: tuple[int, int]) -> Tensor:
-    return gy.new_empty(cols.shape[0])
+def _(indptr: Tensor, cols: Tensor, granularity: int, gy: Tensor, x: Tensor, *geometry: tuple[int, int]) -> Tensor:
+    return gy.new_empty(cols.shape[0] * granularity)
 
 
 def _windows(x: Tensor, geometry: Geometry) -> Tensor:
@@ -124,16 +138,16 @@ def _dense_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> T
 
 
 def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    return torch.ops.fedsparse.conv2d(values, index.indptr, index.cols, x, bias, *geometry[:4])
+    return torch.ops.fedsparse.conv2d(values, index.indptr, index.cols, index.granularity, x, bias, *geometry[:4])
 
 
 def _cpu_transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
     *sizes, size = geometry
-    return torch.ops.fedsparse.conv2d_input(values, index.t_indptr, index.t_cols, index.t_perm, gy, size, *sizes)
+    return torch.ops.fedsparse.conv2d_input(values, *index, gy, size, *sizes)
 
 
 def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    return torch.ops.fedsparse.conv2d_weight(index.indptr, index.cols, gy, x, *geometry[:4])
+    return torch.ops.fedsparse.conv2d_weight(index.indptr, index.cols, index.granularity, gy, x, *geometry[:4])
 
 
 _CPU = Products(_cpu_product, _cpu_transposed, _cpu_sampled)

@@ -204,11 +204,14 @@ def pass_of(
     granularity: of the mask; None, on the CPU, where it is to be found in the index arrays.
     """
     kernel, stride, padding, dilation = geometry
-    strip = torch.ops.fedsparse.strip_rows(index.indptr, index.cols) if granularity is None else granularity
+    strip = (
+        torch.ops.fedsparse.strip_rows(index.indptr, index.cols, index.granularity)
+        if granularity is None
+        else granularity
+    )
     gpu = _name_of(index.indptr.device) if index.indptr.is_cuda else ""
     weight = (index.rows, index.channels, *kernel)
-    nnz = index.cols.shape[0]
-    return Pass(family, product, weight, stride, padding, dilation, size, batch, dtype, nnz, strip, gpu)
+    return Pass(family, product, weight, stride, padding, dilation, size, batch, dtype, index.nnz, strip, gpu)
 
 
 @cache

@@ -19,7 +19,7 @@ for _schema in (
     "isa() -> str",
     "isas() -> str",
     "build_info() -> str",
-    "strip_rows(Tensor indptr, Tensor cols) -> int",
+    "strip_rows(Tensor indptr, Tensor cols, int granularity) -> int",
 ):
     LIBRARY.define(_schema)
 

@@ -15,29 +15,42 @@ from torch import Tensor
 
 from fedsparse.ops import algebra, condensed, dispatch, strips
 from fedsparse.ops.algebra import FAMILIES, Geometry, How, Products, check_bias, check_operand, check_values
-from fedsparse.ops.index import Index, pick, spread
+from fedsparse.ops.index import Index, pick, single_columns, single_rows, spread
 from fedsparse.ops.load import define
 from fedsparse.ops.unpack import gathered, unpacked
 from fedsparse.topology import Topology
 
-define("spmm(Tensor values, Tensor indptr, Tensor cols, Tensor x, Tensor? bias) -> Tensor")
-define("spmm_t(Tensor values, Tensor t_indptr, Tensor t_cols, Tensor t_perm, Tensor gy) -> Tensor")
-define("sddmm(Tensor indptr, Tensor cols, Tensor gy, Tensor x) -> Tensor")
+define("spmm(Tensor values, Tensor indptr, Tensor cols, SymInt granularity, Tensor x, Tensor? bias) -> Tensor")
+define(
+    "spmm_t(Tensor values, Tensor indptr, Tensor cols, Tensor? t_indptr, Tensor? t_cols, Tensor? t_perm, "
+    "SymInt granularity, SymInt channels, Tensor gy) -> Tensor"
+)
+define("sddmm(Tensor indptr, Tensor cols, SymInt granularity, Tensor gy, Tensor x) -> Tensor")
 
 
 @torch.library.register_fake("fedsparse::spmm")
-def _(values: Tensor, indptr: Tensor, cols: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], indptr.shape[0] - 1)
+def _(values: Tensor, indptr: Tensor, cols: Tensor, granularity: int, x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], (indptr.shape[0] - 1) * granularity)
 
 
 @torch.library.register_fake("fedsparse::spmm_t")
-def _(values: Tensor, t_indptr: Tensor, t_cols: Tensor, t_perm: Tensor, gy: Tensor) -> Tensor:
-    return gy.new_empty(gy.shape[0], t_indptr.shape[0] - 1)
+def _(
+    values: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    t_indptr: Tensor | None,
+    t_cols: Tensor | None,
+    t_perm: Tensor | None,
+    granularity: int,
+    channels: int,
+    gy: Tensor,
+) -> Tensor:
+    return gy.new_empty(gy.shape[0], channels)
 
 
 @torch.library.register_fake("fedsparse::sddmm")
-def _(indptr: Tensor, cols: Tensor, gy: Tensor, x: Tensor) -> Tensor:
-    return gy.new_empty(cols.shape[0])
+def _(indptr: Tensor, cols: Tensor, granularity: int, gy: Tensor, x: Tensor) -> Tensor:
+    return gy.new_empty(cols.shape[0] * granularity)
 
 
 def _reference_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
@@ -66,34 +79,34 @@ def _dense_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
 
 
 def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
-    return torch.ops.fedsparse.spmm(values, index.indptr, index.cols, x, bias)
+    return torch.ops.fedsparse.spmm(values, index.indptr, index.cols, index.granularity, x, bias)
 
 
 def _cpu_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
-    return torch.ops.fedsparse.spmm_t(values, index.t_indptr, index.t_cols, index.t_perm, gy)
+    return torch.ops.fedsparse.spmm_t(values, *index, gy)
 
 
 def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
-    return torch.ops.fedsparse.sddmm(index.indptr, index.cols, gy, x)
+    return torch.ops.fedsparse.sddmm(index.indptr, index.cols, index.granularity, gy, x)
 
 
 def _triton_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, _: Geometry) -> Tensor:
     from fedsparse.kernels.spmm import csr_product
 
-    y = csr_product(values, index.indptr, index.cols, None, x)
+    y = csr_product(values, *single_rows(index), None, x)
     return y if bias is None else y + bias
 
 
 def _triton_transposed(values: Tensor, index: Index, gy: Tensor, _: Geometry) -> Tensor:
     from fedsparse.kernels.spmm import csr_product
 
-    return csr_product(values, index.t_indptr, index.t_cols, index.t_perm, gy)
+    return csr_product(values, *single_columns(index), gy)
 
 
 def _triton_sampled(index: Index, gy: Tensor, x: Tensor, _: Geometry) -> Tensor:
     from fedsparse.kernels.spmm import csr_sample
 
-    return csr_sample(gy, x, index.indptr, index.cols)
+    return csr_sample(gy, x, *single_rows(index))
 
 
 _TRITON = Products(_triton_product, _triton_transposed, _triton_sampled)

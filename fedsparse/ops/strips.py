@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedsparse.ops.algebra import Geometry, Products, output_size
-from fedsparse.ops.index import Index
+from fedsparse.ops.index import Index, single_columns, single_rows
 
 LANES = 16
 VECTORS = (16, 32, 64)
@@ -47,15 +47,13 @@ def plan(index: Index, vector: int, taps: int) -> Plan:
 
 
 def _plan(index: Index, vector: int, taps: int) -> Plan:
-    starts = torch.div(index.indptr[::vector], vector, rounding_mode="floor")
-    entries = index.cols.shape[0] // vector
-    lengths, numbers = starts.diff().long(), torch.arange(len(starts) - 1, device=starts.device)
-    strip = torch.repeat_interleave(numbers, lengths, output_size=entries)
-    first_row = torch.arange(entries, device=starts.device) + (vector - 1) * starts[strip]
-    cols = index.cols[first_row]
-    entry = torch.sort(cols // taps, stable=True).indices
+    if index.granularity != vector:
+        raise ValueError(f"a mask of granularity {index.granularity} has no strips of {vector} rows")
+    cols = index.cols.to(torch.int32, copy=True)  # a plan that held the index's own would never go
+    channel, entry = torch.sort(cols // taps, stable=True)
     t_taps = (entry * taps + cols[entry] % taps).to(torch.int32)
-    return Plan(starts, cols, torch.div(index.t_indptr, vector, rounding_mode="floor"), t_taps)
+    t_starts = torch.searchsorted(channel, torch.arange(index.channels + 1, device=cols.device, dtype=torch.int32))
+    return Plan(index.indptr, cols, t_starts.to(torch.int32), t_taps)
 
 
 def to_lanes(x: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ def lanes_product(
 
     size = output_size((x.shape[2], x.shape[3]), geometry)
     if not on_tensor_cores(vector, x.dtype):
-        return direct.direct_product(values, index.indptr, index.cols, x, bias, geometry[:4], size)
+        return direct.direct_product(values, *single_rows(index), x, bias, geometry[:4], size)
     of = plan(index, vector, math.prod(geometry[0]))
     packed = strips.pack_strips(values, of.starts, vector, x.dtype)
     return strips.strip_product(packed, of.starts, of.cols, x, bias, geometry[:4], size, tf32)
@@ -97,7 +95,7 @@ def lanes_transposed(vector: int, values: Tensor, index: Index, gy: Tensor, geom
     from fedsparse.kernels import direct, strips
 
     if not on_tensor_cores(vector, gy.dtype):
-        lists = index.t_indptr, index.t_cols, index.t_perm
+        lists = single_columns(index, math.prod(geometry[0]))
         return direct.direct_transposed(values, *lists, gy, geometry[:4], geometry[4])
     of = plan(index, vector, math.prod(geometry[0]))
     packed = strips.pack_strips(values, of.starts, vector, gy.dtype)
@@ -119,7 +117,7 @@ def lanes_sampled(vector: int, index: Index, gy: Tensor, x: Tensor, geometry: Ge
     from fedsparse.kernels import direct, strips
 
     if not on_tensor_cores(vector, x.dtype):
-        return direct.direct_sample(gy, x, index.indptr, index.cols, geometry[:4])
+        return direct.direct_sample(gy, x, *single_rows(index), geometry[:4])
     of = plan(index, vector, math.prod(geometry[0]))
     parts = strips.strip_sample(gy, x, of.starts, of.cols, vector, geometry[:4], tf32)
     return strips.unpack_strips(parts, of.starts, x.dtype)

@@ -23,46 +23,48 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The compiled kernels serve both names: "cpu" is what runs on CPU tensors, "dense" on CUDA tensors.
 _BACKENDS = {"cpu": True, "dense": True, "reference": False}
 
-define("unpack(Tensor values, Tensor indptr, Tensor cols, int row_len) -> Tensor")
-define("gather(Tensor dense, Tensor indptr, Tensor cols) -> Tensor")
+define("unpack(Tensor values, Tensor indptr, Tensor cols, SymInt granularity, int row_len) -> Tensor")
+define("gather(Tensor dense, Tensor indptr, Tensor cols, SymInt granularity) -> Tensor")
 
 
 @torch.library.register_fake("fedsparse::unpack")
-def _(values: Tensor, indptr: Tensor, cols: Tensor, row_len: int) -> Tensor:
-    return values.new_empty(indptr.shape[0] - 1, row_len)
+def _(values: Tensor, indptr: Tensor, cols: Tensor, granularity: int, row_len: int) -> Tensor:
+    return values.new_empty((indptr.shape[0] - 1) * granularity, row_len)
 
 
 @torch.library.register_fake("fedsparse::gather")
-def _(dense: Tensor, indptr: Tensor, cols: Tensor) -> Tensor:
-    return dense.new_empty(cols.shape[0])
+def _(dense: Tensor, indptr: Tensor, cols: Tensor, granularity: int) -> Tensor:
+    return dense.new_empty(cols.shape[0] * granularity)
 
 
 def unpacked(values: Tensor, index: Index, row_len: int) -> Tensor:
     """Dense [N, row_len] of values [nnz], by the compiled kernel; no gradient of its own."""
     require_compiled(values.device.type)
-    return torch.ops.fedsparse.unpack(values, index.indptr, index.cols, row_len)
+    return torch.ops.fedsparse.unpack(values, index.indptr, index.cols.int(), index.granularity, row_len)
 
 
 def gathered(dense: Tensor, index: Index) -> Tensor:
     """Values [nnz] of dense [N, row_len], by the compiled kernel; no gradient of its own."""
     require_compiled(dense.device.type)
-    return torch.ops.fedsparse.gather(dense, index.indptr, index.cols)
+    return torch.ops.fedsparse.gather(dense, index.indptr, index.cols.int(), index.granularity)
 
 
 class Unpack(torch.autograd.Function):
     """w = unpack(values); the gradient of values is gather(dw)."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: bool, row_len: int, values: Tensor, *index: Tensor) -> Tensor:
-        """Index as the five arrays of `Index`."""
+    def forward(ctx: Any, compiled: bool, row_len: int, values: Tensor, *index: Any) -> Tensor:
+        """Index as the fields of `Index`."""
         ctx.compiled = compiled
-        ctx.save_for_backward(*index)
-        return (unpacked if compiled else spread)(values, Index(*index), row_len)
+        whole = Index(*index)
+        ctx.sizes = whole.sizes
+        ctx.save_for_backward(*whole.arrays)
+        return (unpacked if compiled else spread)(values, whole, row_len)
 
     @staticmethod
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of values."""
-        index = ctx.saved_tensors
+        index = Index.saved(ctx.saved_tensors, ctx.sizes)
         dvalues = Gather.apply(ctx.compiled, dw, *index) if ctx.needs_input_grad[2] else None
         return None, None, dvalues, *(None for _ in index)
 
@@ -71,16 +73,18 @@ class Gather(torch.autograd.Function):
     """values = gather(w); the gradient of w is unpack(dvalues)."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: bool, dense: Tensor, *index: Tensor) -> Tensor:
-        """Index as the five arrays of `Index`."""
+    def forward(ctx: Any, compiled: bool, dense: Tensor, *index: Any) -> Tensor:
+        """Index as the fields of `Index`."""
         ctx.compiled, ctx.row_len = compiled, dense.shape[1]
-        ctx.save_for_backward(*index)
-        return (gathered if compiled else pick)(dense, Index(*index))
+        whole = Index(*index)
+        ctx.sizes = whole.sizes
+        ctx.save_for_backward(*whole.arrays)
+        return (gathered if compiled else pick)(dense, whole)
 
     @staticmethod
     def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of dense."""
-        index = ctx.saved_tensors
+        index = Index.saved(ctx.saved_tensors, ctx.sizes)
         dw = Unpack.apply(ctx.compiled, ctx.row_len, dvalues, *index) if ctx.needs_input_grad[1] else None
         return None, dw, *(None for _ in index)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fedsparse.ops import topk
+from fedsparse.ops import changed, topk
 from fedsparse.topology import Topology
 
 
@@ -61,63 +61,46 @@ def top_mask(scores: Tensor, count: int, granularity: int = 1) -> Tensor:
 
 def active_groups(topology: Topology) -> Tensor:
     """The sorted int64 indices [G] of the topology's active groups, G = nnz / V."""
-    flat = topology.flat()
-    if topology.granularity == 1:
-        return flat
-    row_length = topology.numel // topology.shape[0]
-    rows = flat // row_length
-    leading = rows % topology.granularity == 0
-    return (rows[leading] // topology.granularity) * row_length + flat[leading] % row_length
+    return topology.groups()
 
 
 def group_sums(topology: Topology, values: Tensor) -> Tensor:
     """Sum values [nnz] over each active group: [G], in the order of `active_groups`."""
     if topology.granularity == 1:
         return values
-    row_length = topology.numel // topology.shape[0]
-    flat = topology.flat()
-    of_value = (flat // row_length // topology.granularity) * row_length + flat % row_length
-    position = torch.searchsorted(active_groups(topology), of_value)
-    return values.new_zeros(topology.nnz // topology.granularity).index_add_(0, position, values)
+    return values.new_zeros(topology.cols.shape[0]).index_add_(0, topology.group_of_value(), values)
 
 
 def from_groups(groups: Tensor, shape: tuple[int, ...], granularity: int = 1) -> Topology:
     """The topology whose active groups are `groups` (int64, any order, no duplicates)."""
-    groups = torch.sort(groups).values
-    if granularity == 1:
-        return Topology.from_flat(groups, shape)
-    row_length = torch.Size(shape[1:]).numel()
-    offsets = torch.arange(granularity, device=groups.device) * row_length
-    flat = (groups // row_length * granularity * row_length + groups % row_length)[:, None] + offsets
-    return Topology.from_flat(torch.sort(flat.flatten()).values, shape, granularity)
+    return Topology.from_groups(torch.sort(groups).values, shape, granularity)
 
 
 def without_groups(topology: Topology, positions: Tensor) -> Topology:
-    """Drop the active groups at `positions` in `active_groups`."""
-    keep = torch.ones(topology.nnz // topology.granularity, dtype=torch.bool, device=topology.device)
-    keep[positions] = False
-    return from_groups(active_groups(topology)[keep], topology.shape, topology.granularity)
+    """Drop the active groups at `positions` (strictly increasing) in `active_groups`."""
+    return changed(topology, dropped=positions)
 
 
 def with_groups(topology: Topology, groups: Tensor) -> Topology:
-    """Add inactive groups."""
-    joined = torch.cat([active_groups(topology), groups.to(topology.device)])
-    return from_groups(joined, topology.shape, topology.granularity)
+    """Add inactive groups; ValueError where one is active."""
+    return changed(topology, grown=groups)
 
 
 def keep_largest(topology: Topology, values: Tensor, count: int) -> Topology:
     """Keep the `count` active groups of highest summed |w|; values: [nnz]. ValueError where fewer are active."""
-    active = active_groups(topology)
-    if len(active) < count:
-        raise ValueError(f"{count} groups are to be kept, but only {len(active)} are active")
-    kept = active[highest(group_sums(topology, values.abs()), count)]
-    return from_groups(kept, topology.shape, topology.granularity)
+    active = topology.cols.shape[0]
+    if active < count:
+        raise ValueError(f"{count} groups are to be kept, but only {active} are active")
+    dropped = torch.ones(active, dtype=torch.bool, device=topology.device)
+    dropped[highest(group_sums(topology, values.abs()), count)] = False
+    return changed(topology, dropped.nonzero().flatten())
 
 
 def lowest_values(topology: Topology, values: Tensor, count: int) -> Tensor:
     """Positions in values [nnz] of the weights of the `count` active groups of lowest summed |w|: sorted int64."""
-    groups = active_groups(topology)[lowest(group_sums(topology, values.abs()), count)]
-    return topology.index_map(from_groups(groups, topology.shape, topology.granularity))[0]
+    chosen = torch.zeros(topology.cols.shape[0], dtype=torch.bool, device=topology.device)
+    chosen[lowest(group_sums(topology, values.abs()), count)] = True
+    return chosen[topology.group_of_value()].nonzero().flatten()
 
 
 def prune_and_grow(topology: Topology, values: Tensor, grown: Tensor) -> Topology:
@@ -128,11 +111,7 @@ def prune_and_grow(topology: Topology, values: Tensor, grown: Tensor) -> Topolog
 
     Raises ValueError if a group of `grown` is active, or more are grown than are active.
     """
-    active = active_groups(topology)
-    if len(grown) > len(active):
-        raise ValueError(f"{len(grown)} groups are to be grown, but only {len(active)} are active")
-    if torch.isin(grown, active).any():
-        raise ValueError("a group that is to be grown is active already")
-    keep = torch.ones(len(active), dtype=torch.bool, device=active.device)
-    keep[lowest(group_sums(topology, values.abs()), len(grown))] = False
-    return from_groups(torch.cat([active[keep], grown.to(active)]), topology.shape, topology.granularity)
+    active = topology.cols.shape[0]
+    if len(grown) > active:
+        raise ValueError(f"{len(grown)} groups are to be grown, but only {active} are active")
+    return changed(topology, lowest(group_sums(topology, values.abs()), len(grown)), grown)

@@ -66,7 +66,7 @@ def test_unpack(library: ctypes.CDLL, shape: str, dtype: torch.dtype, stride: in
     padded = torch.full((rows + 2, row_len), torch.nan, dtype=dtype)
     start = ctypes.c_void_p(padded[1:].data_ptr())
     run = getattr(library, f"unpack_{BITS[dtype]}")
-    run(pointer(values), pointer(indptr), pointer(cols), rows, row_len, stride, start)
+    run(pointer(values), pointer(indptr), pointer(cols), 1, rows, row_len, stride, start)
     expected = torch.zeros(rows, row_len, dtype=dtype).masked_scatter(mask, values)
     assert torch.equal(padded[1:-1], expected)
     assert padded[0].isnan().all()
@@ -81,8 +81,21 @@ def test_gather(library: ctypes.CDLL, shape: str, dtype: torch.dtype) -> None:
     dense = torch.randn(rows, row_len, generator=torch.Generator().manual_seed(2)).to(dtype)
     values = torch.full((cols.numel(),), torch.nan, dtype=dtype)
     run = getattr(library, f"gather_{BITS[dtype]}")
-    run(pointer(dense), pointer(indptr), pointer(cols), rows, row_len, pointer(values))
+    run(pointer(dense), pointer(indptr), pointer(cols), 1, rows, row_len, pointer(values))
     assert torch.equal(values, dense[mask])
+
+
+@pytest.mark.parametrize("V", [2, 8])
+def test_rows_that_share_their_columns(library: ctypes.CDLL, V: int) -> None:
+    """One list of columns for V rows; the values are those of the rows one after the other."""
+    mask, indptr, cols = problem(5, 577, 0.1, torch.float32)
+    full = mask.repeat_interleave(V, 0)
+    dense = torch.randn(full.shape, generator=torch.Generator().manual_seed(2)) * full
+    values, back = torch.full((V * cols.numel(),), torch.nan), torch.full(full.shape, torch.nan)
+    library.gather_32(pointer(dense), pointer(indptr), pointer(cols), V, 5 * V, 577, pointer(values))
+    assert torch.equal(values, dense[full])
+    library.unpack_32(pointer(values), pointer(indptr), pointer(cols), V, 5 * V, 577, 37, pointer(back))
+    assert torch.equal(back, dense)
 
 
 def test_many_empty_rows_before_the_first_and_after_the_last_nonzero(library: ctypes.CDLL) -> None:
@@ -91,7 +104,7 @@ def test_many_empty_rows_before_the_first_and_after_the_last_nonzero(library: ct
     cols = torch.tensor([2], dtype=torch.int32)
     dense = torch.arange(33.0).reshape(11, 3)
     values = torch.full((1,), torch.nan)
-    library.gather_32(pointer(dense), pointer(indptr), pointer(cols), 11, 3, pointer(values))
+    library.gather_32(pointer(dense), pointer(indptr), pointer(cols), 1, 11, 3, pointer(values))
     assert values.item() == 20.0
 
 
@@ -102,7 +115,7 @@ def test_columns_out_of_range_are_never_written(library: ctypes.CDLL) -> None:
     values = torch.tensor([5.0, 6.0, 7.0])
     padded = torch.full((3, 8), torch.nan)
     start = ctypes.c_void_p(padded[1:].data_ptr())
-    library.unpack_32(pointer(values), pointer(indptr), pointer(cols), 1, 8, 1, start)
+    library.unpack_32(pointer(values), pointer(indptr), pointer(cols), 1, 1, 8, 1, start)
     assert padded[1].tolist() == [0, 0, 0, 6, 0, 0, 0, 0]
     assert padded[0].isnan().all()
     assert padded[2].isnan().all()

@@ -10,8 +10,8 @@ namespace {
 using namespace fedsparse;
 
 template <typename Word>
-void unpack(const Word* values, const int32_t* indptr, const int32_t* cols, int rows, int row_len, int stride,
-            Word* dense) {
+void unpack(const Word* values, const int32_t* indptr, const int32_t* cols, int granularity, int rows,
+            int row_len, int stride, Word* dense) {
   const int blocks = rows * tiles_per_row(row_len, kUnpackTile<Word>);
   const bool aligned = rows_aligned<Word>(row_len);
   for (int64_t b = 0; b < blocks; ++b) {
@@ -22,28 +22,29 @@ void unpack(const Word* values, const int32_t* indptr, const int32_t* cols, int 
     };
     all_threads([&](int t) { unpack_clear(tile.data(), t); });
     all_threads([&](int t) {
-      unpack_scatter<Word>(values, indptr, cols, span, reinterpret_cast<Word*>(tile.data()), t);
+      unpack_scatter<Word>(values, indptr, cols, granularity, span, reinterpret_cast<Word*>(tile.data()), t);
     });
     all_threads([&](int t) { unpack_store<Word>(tile.data(), span, row_len, aligned, dense, t); });
   }
 }
 
 template <typename Word>
-void gather(const Word* dense, const int32_t* indptr, const int32_t* cols, int rows, int row_len,
-            Word* values) {
-  for (int j = indptr[rows] - 1; j >= 0; --j) gather_one<Word>(dense, indptr, cols, rows, row_len, j, values);
+void gather(const Word* dense, const int32_t* indptr, const int32_t* cols, int granularity, int rows,
+            int row_len, Word* values) {
+  for (int j = indptr[rows / granularity] * granularity - 1; j >= 0; --j)
+    gather_one<Word>(dense, indptr, cols, granularity, rows, row_len, j, values);
 }
 
 }  // namespace
 
-#define EXPORT(bits)                                                                                      \
-  extern "C" void unpack_##bits(const uint##bits##_t* values, const int32_t* indptr, const int32_t* cols, \
-                                int rows, int row_len, int stride, uint##bits##_t* dense) {               \
-    unpack(values, indptr, cols, rows, row_len, stride, dense);                                           \
-  }                                                                                                       \
-  extern "C" void gather_##bits(const uint##bits##_t* dense, const int32_t* indptr, const int32_t* cols,  \
-                                int rows, int row_len, uint##bits##_t* values) {                          \
-    gather(dense, indptr, cols, rows, row_len, values);                                                   \
+#define EXPORT(bits)                                                                                         \
+  extern "C" void unpack_##bits(const uint##bits##_t* values, const int32_t* indptr, const int32_t* cols,    \
+                                int granularity, int rows, int row_len, int stride, uint##bits##_t* dense) { \
+    unpack(values, indptr, cols, granularity, rows, row_len, stride, dense);                                 \
+  }                                                                                                          \
+  extern "C" void gather_##bits(const uint##bits##_t* dense, const int32_t* indptr, const int32_t* cols,     \
+                                int granularity, int rows, int row_len, uint##bits##_t* values) {            \
+    gather(dense, indptr, cols, granularity, rows, row_len, values);                                         \
   }
 EXPORT(16)
 EXPORT(32)

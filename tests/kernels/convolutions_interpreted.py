@@ -13,7 +13,7 @@ from fedsparse.kernels import direct, strips
 from spmm_interpreted import poison_new_tensors, relative_error
 from torch import Tensor
 
-from fedsparse.ops.index import Index
+from fedsparse.ops.index import Index, single_columns, single_rows
 from fedsparse.ops.strips import from_lanes, plan, to_lanes
 from fedsparse.topology import Topology
 
@@ -112,16 +112,17 @@ def errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
     if case.V > 1 and dtype != torch.float64:
         found = of_strips(case, t, values, bias, xb, gb, (y, with_bias, dv, dx))
         return {name: error(case, out, wanted) for name, (out, wanted) in found.items()}
+    rows, columns = single_rows(Index.of(t)), single_columns(Index.of(t), case.kernel[0] * case.kernel[1])
     found = {
         "direct product": (
-            direct.direct_product(values, t.indptr, t.cols, xb, bias, case.geometry, case.size),
+            direct.direct_product(values, *rows, xb, bias, case.geometry, case.size),
             with_bias,
         ),
         "direct transposed": (
-            direct.direct_transposed(values, t.t_indptr, t.t_cols, t.t_perm, gb, case.geometry, (case.H, case.W)),
+            direct.direct_transposed(values, *columns, gb, case.geometry, (case.H, case.W)),
             dx,
         ),
-        "direct sample": (direct.direct_sample(gb, xb, t.indptr, t.cols, case.geometry), dv),
+        "direct sample": (direct.direct_sample(gb, xb, *rows, case.geometry), dv),
     }
     return {name: error(case, out, wanted) for name, (out, wanted) in found.items()}
 

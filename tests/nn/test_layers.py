@@ -284,3 +284,49 @@ def test_a_layer_under_two_names_stays_one_and_tied_weights_stay_tied() -> None:
     assert model.tied.weight is model.embedding.weight
     with pytest.raises(ValueError, match="no dense prunable layer 'tied'"):
         sparsify(model, masks={"tied": torch.ones(5, 8, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("granularity", [1, 4])
+def test_compact_indices_give_the_same_bits_through_training_and_mask_changes(granularity: int) -> None:
+    """Both take two steps, each after which groups 0 to 5 of the first layer become its mask, or 3 to 8."""
+    models = [sparsify(small_model(), 0.25, granularity=granularity, memory=m) for m in ("fast", "compact")]
+    torch.manual_seed(1)
+    x, target = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    results = []
+    for model in models:
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for first in (0, 3):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), target).backward()
+            optimizer.step()
+            topology = from_groups(torch.arange(first, first + 6), model[0].weight_shape, granularity)
+            optimizer.follow(model[0].values, model[0].set_topology(topology))
+        results.append(model(x).detach())
+    assert torch.equal(*results)
+    assert torch.equal(models[0][0].values, models[1][0].values)
+    for layer in sparse_layers(models[1]).values():
+        assert (layer.cols.dtype, layer.t_cols, layer.t_perm) == (torch.int16, None, None)
+    assert models[0][0].cols.dtype == torch.int32
+
+
+def test_a_state_goes_from_compact_to_fast_and_back() -> None:
+    for one, other in (("fast", "compact"), ("compact", "fast")):
+        source, target = sparsify(small_model(), 0.3, memory=one), sparsify(small_model(), 0.1, memory=other)
+        target.load_state_dict(source.state_dict())
+        x = torch.randn(2, 3, 8, 8)
+        assert torch.equal(source(x), target(x))
+        assert target[0].cols.dtype == (torch.int32 if other == "fast" else torch.int16)
+        assert (target[0].t_cols is None) == (other == "compact")
+    with pytest.raises(ValueError, match="memory is 'small' but must be 'fast' or 'compact'"):
+        sparsify(small_model(), 0.3, memory="small")
+
+
+@pytest.mark.parametrize(
+    ("granularity", "memory", "bytes_a_weight"), [(1, "fast", 12), (1, "compact", 2), (4, "compact", 0.5)]
+)
+def test_indices_take_so_many_bytes(granularity: int, memory: str, bytes_a_weight: float) -> None:
+    """The 4608 active weights of a 64 x 32 x 3 x 3 layer at 25 %: 12 or 2 bytes each, and the starts of 64 / V lists
+    and, in fast, of 32 channels: 4 bytes each and one more."""
+    layer = sparsify(nn.Sequential(nn.Conv2d(32, 64, 3)), {"0": 0.25}, granularity=granularity, memory=memory)[0]
+    starts = 4 * (64 // granularity + 1) + (4 * 33 if memory == "fast" else 0)
+    assert sum(b.nbytes for b in layer.buffers()) == 4608 * bytes_a_weight + starts

@@ -155,7 +155,9 @@ def random_mask(shape: tuple[int, ...], density: float | str, seed: int = 0, gra
 def conv_operands(case: Conv, dtype: torch.dtype) -> tuple[Topology, Tensor, Tensor, Tensor]:
     """(topology, values, x, bias)."""
     generator = torch.Generator().manual_seed(1)
-    topology = Topology.from_mask(random_mask((case.N, case.C, *case.kernel), case.density, 0, case.granularity))
+    topology = Topology.from_mask(
+        random_mask((case.N, case.C, *case.kernel), case.density, 0, case.granularity), case.granularity
+    )
     shapes = ((topology.nnz,), (case.B, case.C, case.H, case.W), (case.N,))
     return topology, *(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 
@@ -163,7 +165,7 @@ def conv_operands(case: Conv, dtype: torch.dtype) -> tuple[Topology, Tensor, Ten
 def linear_operands(case: Linear, dtype: torch.dtype) -> tuple[Topology, Tensor, Tensor, Tensor]:
     """(topology, values, x, bias)."""
     generator = torch.Generator().manual_seed(1)
-    topology = Topology.from_mask(random_mask((case.N, case.C), case.density, 0, case.granularity))
+    topology = Topology.from_mask(random_mask((case.N, case.C), case.density, 0, case.granularity), case.granularity)
     shapes = ((topology.nnz,), (case.B, case.C), (case.N,))
     return topology, *(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 

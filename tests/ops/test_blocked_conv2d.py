@@ -5,6 +5,7 @@ from op_cases import CONVS, DTYPES, Conv, conv_operands, output_and_gradients, p
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.ops.index import Index
 
 RAW = torch.ops.fedsparse
 MORE = {
@@ -71,10 +72,11 @@ def test_opcheck(case: Conv, dtype: torch.dtype) -> None:
     geometry = [list(pair) for pair in (case.kernel, case.stride, case.padding, case.dilation)]
     blocks = ops.to_blocked(x)
     gy = torch.randn_like(ops.blocked_conv2d(values, t, blocks, case.B, **case.geometry))
-    torch.library.opcheck(RAW.blocked_conv2d, (values, t.indptr, t.cols, blocks, bias, *geometry))
+    torch.library.opcheck(RAW.blocked_conv2d, (values, t.indptr, t.cols, t.granularity, blocks, bias, *geometry))
     size = [case.H, case.W]
-    torch.library.opcheck(RAW.blocked_conv2d_input, (values, t.t_indptr, t.t_cols, t.t_perm, gy, size, *geometry))
-    torch.library.opcheck(RAW.blocked_conv2d_weight, (t.indptr, t.cols, gy, blocks, case.B, *geometry))
+    for index in (Index.of(t), Index.of(t.with_transpose())):
+        torch.library.opcheck(RAW.blocked_conv2d_input, (values, *index, gy, size, *geometry))
+    torch.library.opcheck(RAW.blocked_conv2d_weight, (t.indptr, t.cols, t.granularity, gy, blocks, case.B, *geometry))
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -100,17 +102,17 @@ BLOCKS = torch.zeros(1, 3, 9, 11, 16)
         (lambda: ops.blocked_conv2d(V, T, BLOCKS[:, 1:], 3), ValueError, "x must have 3 channels"),
         (lambda: ops.blocked_conv2d(V, T, BLOCKS, 3, dilation=9), ValueError, "exceeds the padded input"),
         (
-            lambda: RAW.blocked_conv2d(V, T.indptr, T.cols + 99, BLOCKS, None, [3, 3], [1, 1], [1, 1], [1, 1]),
+            lambda: RAW.blocked_conv2d(V, T.indptr, T.cols + 99, 1, BLOCKS, None, [3, 3], [1, 1], [1, 1], [1, 1]),
             RuntimeError,
             "cols holds an index outside",
         ),
         (
-            lambda: RAW.blocked_conv2d_weight(T.indptr, T.cols, BLOCKS, BLOCKS, 3, [3, 3], [1, 1], [1, 1], [1, 1]),
+            lambda: RAW.blocked_conv2d_weight(T.indptr, T.cols, 1, BLOCKS, BLOCKS, 3, [3, 3], [1, 1], [1, 1], [1, 1]),
             RuntimeError,
             "gy must have shape",
         ),
         (
-            lambda: RAW.blocked_conv2d_weight(T.indptr, T.cols, BLOCKS, BLOCKS, 20, [3, 3], [1, 1], [1, 1], [1, 1]),
+            lambda: RAW.blocked_conv2d_weight(T.indptr, T.cols, 1, BLOCKS, BLOCKS, 20, [3, 3], [1, 1], [1, 1], [1, 1]),
             RuntimeError,
             "batch 20",
         ),

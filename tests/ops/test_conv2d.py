@@ -4,6 +4,7 @@ from op_cases import CONVS, DTYPES, Conv, OpLog, agree, conv_operands, output_an
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.ops.index import Index
 
 
 def run(case: Conv, backend: str, dtype: torch.dtype) -> list[Tensor]:
@@ -127,8 +128,28 @@ def test_bias_may_be_absent() -> None:
     torch.testing.assert_close(y + bias[:, None, None], ops.conv2d(values, topology, x, bias, padding=1))
 
 
+@parametrize(
+    {
+        reason: CONVS[reason]
+        for reason in ("primes", "stride 2", "dilation and stride", "strips of 4", "strips, stride 2", "dense")
+    }
+)
+def test_equal_bits_however_the_indices_are_kept(case: Conv) -> None:
+    topology, *operands = conv_operands(case, torch.float32)
+    found = []
+    for kept in (topology, topology.with_transpose(), topology.in_memory("compact")):
+        with ops.use_backend("cpu"):
+            found.append(
+                output_and_gradients(lambda v, x, b, t=kept: ops.conv2d(v, t, x, b, **case.geometry), *operands)
+            )
+    for several in zip(*found):
+        assert all(torch.equal(several[0], other) for other in several[1:])
+
+
 T, V, X, B = conv_operands(CONVS["primes"], torch.float32)
 Y = ops.conv2d(V, T, X, padding=1)
+KEPT = Index.of(T.with_transpose())
+BROKEN = KEPT._replace(t_perm=KEPT.t_perm + 99)
 
 
 @pytest.mark.parametrize(
@@ -170,20 +191,26 @@ ONE = [1, 1]
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: RAW.conv2d(V, T.indptr, T.cols + 99, X, None, [3, 3], ONE, ONE, ONE), "cols holds an index outside"),
-        (lambda: RAW.conv2d(V, T.indptr, T.cols - 99, X, None, [3, 3], ONE, ONE, ONE), "cols holds an index outside"),
-        (lambda: RAW.conv2d(V, T.indptr.flip(0), T.cols, X, None, [3, 3], ONE, ONE, ONE), "indptr must run from 0"),
-        (lambda: RAW.conv2d(V, T.indptr.long(), T.cols, X, None, [3, 3], ONE, ONE, ONE), "indptr must be int32"),
-        (lambda: RAW.conv2d(V, T.indptr, T.cols, X.double(), None, [3, 3], ONE, ONE, ONE), "x must have the dtype"),
-        (lambda: RAW.conv2d(V.half(), T.indptr, T.cols, X, None, [3, 3], ONE, ONE, ONE), "float32 or float64"),
-        (lambda: RAW.conv2d(V[1:], T.indptr, T.cols, X, None, [3, 3], ONE, ONE, ONE), "values must have"),
-        (lambda: RAW.conv2d(V, T.indptr, T.cols, X, None, [3, 3], [0, 1], ONE, ONE), "stride must be"),
-        (lambda: RAW.conv2d(V, T.indptr, T.cols, X, None, [30, 3], ONE, ONE, ONE), "the kernel spans 30 pixels"),
         (
-            lambda: RAW.conv2d_input(V, T.t_indptr, T.t_cols, T.t_perm + 99, Y, [9, 11], [3, 3], ONE, ONE, ONE),
+            lambda: RAW.conv2d(V, T.indptr, T.cols + 99, 1, X, None, [3, 3], ONE, ONE, ONE),
+            "cols holds an index outside",
+        ),
+        (
+            lambda: RAW.conv2d(V, T.indptr, T.cols - 99, 1, X, None, [3, 3], ONE, ONE, ONE),
+            "cols holds an index outside",
+        ),
+        (lambda: RAW.conv2d(V, T.indptr.flip(0), T.cols, 1, X, None, [3, 3], ONE, ONE, ONE), "indptr must run from 0"),
+        (lambda: RAW.conv2d(V, T.indptr.long(), T.cols, 1, X, None, [3, 3], ONE, ONE, ONE), "indptr must be int32"),
+        (lambda: RAW.conv2d(V, T.indptr, T.cols, 1, X.double(), None, [3, 3], ONE, ONE, ONE), "x must have the dtype"),
+        (lambda: RAW.conv2d(V.half(), T.indptr, T.cols, 1, X, None, [3, 3], ONE, ONE, ONE), "float32 or float64"),
+        (lambda: RAW.conv2d(V[1:], T.indptr, T.cols, 1, X, None, [3, 3], ONE, ONE, ONE), "values must have"),
+        (lambda: RAW.conv2d(V, T.indptr, T.cols, 1, X, None, [3, 3], [0, 1], ONE, ONE), "stride must be"),
+        (lambda: RAW.conv2d(V, T.indptr, T.cols, 1, X, None, [30, 3], ONE, ONE, ONE), "the kernel spans 30 pixels"),
+        (
+            lambda: RAW.conv2d_input(V, *BROKEN, Y, [9, 11], [3, 3], ONE, ONE, ONE),
             "t_perm holds an index outside",
         ),
-        (lambda: RAW.conv2d_weight(T.indptr, T.cols, Y[:, 1:], X, [3, 3], ONE, ONE, ONE), "gy must have shape"),
+        (lambda: RAW.conv2d_weight(T.indptr, T.cols, 1, Y[:, 1:], X, [3, 3], ONE, ONE, ONE), "gy must have shape"),
     ],
 )
 def test_raw_ops_check_what_they_read(call, words: str) -> None:

@@ -191,10 +191,11 @@ def test_a_forced_back_end_is_not_overruled(times: Path, monkeypatch: pytest.Mon
 def test_strips_are_found(rows: int, granularity: int, strip: int) -> None:
     """The kernels take strips of 4, 8, 16 and 32 rows; a mask of 64 rows a group is strips of 32."""
     groups = torch.rand(rows // granularity, 5, generator=torch.Generator().manual_seed(0)) < 0.5
-    index = Index.of(Topology.from_mask(groups.repeat_interleave(granularity, 0)))
-    assert torch.ops.fedsparse.strip_rows(index.indptr, index.cols) == strip
+    mask = groups.repeat_interleave(granularity, 0)
+    for index in (Index.of(Topology.from_mask(mask)), Index.of(Topology.from_mask(mask, granularity))):
+        assert torch.ops.fedsparse.strip_rows(index.indptr, index.cols, index.granularity) == strip
     full = Index.of(Topology.from_mask(torch.ones(12, 3, dtype=torch.bool)))
-    assert torch.ops.fedsparse.strip_rows(full.indptr, full.cols) == 4
+    assert torch.ops.fedsparse.strip_rows(full.indptr, full.cols, 1) == 4
 
 
 def test_a_gpu_runs_dense_torch_until_it_was_measured(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:

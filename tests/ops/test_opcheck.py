@@ -6,6 +6,7 @@ from op_cases import CONVS, LINEARS, Conv, Linear, conv_operands, linear_operand
 from torch import Tensor, nn
 
 from fedsparse import ops
+from fedsparse.ops.index import Index
 from fedsparse.topology import Topology
 
 RAW = torch.ops.fedsparse
@@ -19,11 +20,12 @@ def test_conv2d(case: Conv, dtype: torch.dtype) -> None:
     t, values, x, bias = conv_operands(case, dtype)
     geometry = [list(pair) for pair in (case.kernel, case.stride, case.padding, case.dilation)]
     gy = torch.randn_like(ops.conv2d(values, t, x, **case.geometry))
-    torch.library.opcheck(RAW.conv2d, (values, t.indptr, t.cols, x, bias, *geometry))
-    torch.library.opcheck(RAW.conv2d, (values, t.indptr, t.cols, x, None, *geometry))
+    torch.library.opcheck(RAW.conv2d, (values, t.indptr, t.cols, t.granularity, x, bias, *geometry))
+    torch.library.opcheck(RAW.conv2d, (values, t.indptr, t.cols, t.granularity, x, None, *geometry))
     size = [case.H, case.W]
-    torch.library.opcheck(RAW.conv2d_input, (values, t.t_indptr, t.t_cols, t.t_perm, gy, size, *geometry))
-    torch.library.opcheck(RAW.conv2d_weight, (t.indptr, t.cols, gy, x, *geometry))
+    for index in (Index.of(t), Index.of(t.with_transpose())):
+        torch.library.opcheck(RAW.conv2d_input, (values, *index, gy, size, *geometry))
+    torch.library.opcheck(RAW.conv2d_weight, (t.indptr, t.cols, t.granularity, gy, x, *geometry))
 
 
 @parametrize({reason: LINEARS[reason] for reason in LINEAR_SAMPLES})
@@ -31,9 +33,10 @@ def test_conv2d(case: Conv, dtype: torch.dtype) -> None:
 def test_spmm(case: Linear, dtype: torch.dtype) -> None:
     t, values, x, bias = linear_operands(case, dtype)
     gy = torch.randn(case.B, case.N, dtype=dtype)
-    torch.library.opcheck(RAW.spmm, (values, t.indptr, t.cols, x, bias))
-    torch.library.opcheck(RAW.spmm_t, (values, t.t_indptr, t.t_cols, t.t_perm, gy))
-    torch.library.opcheck(RAW.sddmm, (t.indptr, t.cols, gy, x))
+    torch.library.opcheck(RAW.spmm, (values, t.indptr, t.cols, t.granularity, x, bias))
+    for index in (Index.of(t), Index.of(t.with_transpose())):
+        torch.library.opcheck(RAW.spmm_t, (values, *index, gy))
+    torch.library.opcheck(RAW.sddmm, (t.indptr, t.cols, t.granularity, gy, x))
 
 
 class Layer(nn.Module):

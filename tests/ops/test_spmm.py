@@ -4,6 +4,7 @@ from op_cases import DTYPES, LINEARS, Linear, agree, linear_operands, output_and
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.ops.index import Index
 from fedsparse.topology import Topology
 
 
@@ -78,6 +79,17 @@ def test_equal_bits_for_any_number_of_threads(isa: str) -> None:
         assert all(torch.equal(several[0], other) for other in several[1:])
 
 
+@parametrize({reason: LINEARS[reason] for reason in ("primes", "strips of 4", "strips both ways", "dense")})
+def test_equal_bits_however_the_indices_are_kept(case: Linear) -> None:
+    topology, *operands = linear_operands(case, torch.float32)
+    found = []
+    for kept in (topology, topology.with_transpose(), topology.in_memory("compact")):
+        with ops.use_backend("cpu"):
+            found.append(output_and_gradients(lambda v, x, b, t=kept: ops.spmm(v, t, x, b), *operands))
+    for several in zip(*found):
+        assert all(torch.equal(several[0], other) for other in several[1:])
+
+
 T, V, X, B = linear_operands(LINEARS["primes"], torch.float32)
 GY = torch.ones(3, 7)
 
@@ -103,17 +115,18 @@ def test_bad_operands_get_one_sentence(call, words: str) -> None:
 
 
 RAW = torch.ops.fedsparse
+KEPT = Index.of(T.with_transpose())
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: RAW.spmm(V, T.indptr, T.cols + 11, X, None), "cols holds an index outside 0 to 10"),
-        (lambda: RAW.spmm(V, T.indptr[:0], T.cols, X, None), "indptr must have at least one entry"),
-        (lambda: RAW.spmm(V, T.indptr, T.cols, X, B.double()), "bias must have the dtype"),
-        (lambda: RAW.spmm_t(V, T.t_indptr, T.t_cols, T.t_perm[1:], GY), "t_perm must have"),
-        (lambda: RAW.spmm_t(V, T.t_indptr, T.t_cols, T.t_perm - 1, GY), "t_perm holds an index outside"),
-        (lambda: RAW.sddmm(T.indptr, T.cols, GY[:, 1:], X), "gy must have shape"),
+        (lambda: RAW.spmm(V, T.indptr, T.cols + 11, 1, X, None), "cols holds an index outside 0 to 10"),
+        (lambda: RAW.spmm(V, T.indptr[:0], T.cols, 1, X, None), "indptr must have at least one entry"),
+        (lambda: RAW.spmm(V, T.indptr, T.cols, 1, X, B.double()), "bias must have the dtype"),
+        (lambda: RAW.spmm_t(V, *KEPT._replace(t_perm=KEPT.t_perm[1:]), GY), "t_perm must have"),
+        (lambda: RAW.spmm_t(V, *KEPT._replace(t_perm=KEPT.t_perm - 1), GY), "t_perm holds an index outside"),
+        (lambda: RAW.sddmm(T.indptr, T.cols, 1, GY[:, 1:], X), "gy must have shape"),
     ],
 )
 def test_raw_ops_check_what_they_read(call, words: str) -> None:

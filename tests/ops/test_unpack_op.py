@@ -66,8 +66,8 @@ def test_opcheck(name: str) -> None:
     t = topology(name)
     dense = random(*t.shape).flatten(1)
     for op, arguments in (
-        (torch.ops.fedsparse.unpack.default, (random(t.nnz), t.indptr, t.cols, dense.shape[1])),
-        (torch.ops.fedsparse.gather.default, (dense, t.indptr, t.cols)),
+        (torch.ops.fedsparse.unpack.default, (random(t.nnz), t.indptr, t.cols, t.granularity, dense.shape[1])),
+        (torch.ops.fedsparse.gather.default, (dense, t.indptr, t.cols, t.granularity)),
     ):
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -90,11 +90,11 @@ def test_wrong_operands_are_named() -> None:
 def test_the_compiled_kernel_checks_what_it_is_given() -> None:
     t = topology("3x3 kernels")
     with pytest.raises(RuntimeError, match="unpack: indptr and cols must be int32"):
-        torch.ops.fedsparse.unpack(torch.zeros(t.nnz), t.indptr.long(), t.cols, 45)
+        torch.ops.fedsparse.unpack(torch.zeros(t.nnz), t.indptr.long(), t.cols, 1, 45)
     with pytest.raises(RuntimeError, match="unpack: row_len must be between"):
-        torch.ops.fedsparse.unpack(torch.zeros(t.nnz), t.indptr, t.cols, 0)
+        torch.ops.fedsparse.unpack(torch.zeros(t.nnz), t.indptr, t.cols, 1, 0)
     with pytest.raises(RuntimeError, match=r"gather: dense must be \[N, row_len\]"):
-        torch.ops.fedsparse.gather(torch.zeros(3, 45), t.indptr, t.cols)
+        torch.ops.fedsparse.gather(torch.zeros(3, 45), t.indptr, t.cols, 1)
 
 
 def test_compile_in_one_graph() -> None:
