@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "check.h"
 
@@ -18,36 +21,47 @@ struct Candidate {
   int64_t index, place;
 };
 
-// Whether a is the better one; as the order of a heap this puts the worst on top.
-bool better(const Candidate& a, const Candidate& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
-}
-
-// The `limit` best of all that were offered, in memory of the caller's.
+// The `limit` best of all that were offered, ties to the first of them.  Offered in the order of their
+// indices, they stay in it.  Memory is the caller's: `room(limit)` candidates and as many scores.
 class Best {
  public:
-  Best(Candidate* memory, int64_t limit) : memory_(memory), limit_(limit) {}
+  static int64_t room(int64_t limit) { return limit + limit / 2 + 64; }
+
+  Best(Candidate* memory, double* scores, int64_t limit) : memory_(memory), scores_(scores), limit_(limit) {}
+
+  // No score up to this can be among the best any more.
+  double least() const { return least_; }
 
   void offer(const Candidate& candidate) {
-    if (size_ == limit_) {
-      if (limit_ == 0 || !better(candidate, memory_[0])) return;
-      std::pop_heap(memory_, memory_ + size_--, better);
-    }
+    if (limit_ == 0 || candidate.score <= least_) return;
     memory_[size_++] = candidate;
-    std::push_heap(memory_, memory_ + size_, better);
+    if (size_ == room(limit_)) shrink();
   }
 
-  void sort_by_index() {
-    std::sort(memory_, memory_ + size_,
-              [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
+  // Leaves no more than the best, and raises `least` where there are enough.
+  void settle() {
+    if (limit_ > 0 && size_ >= limit_) shrink();
   }
 
   int64_t size() const { return size_; }
   const Candidate& operator[](int64_t i) const { return memory_[i]; }
 
  private:
+  void shrink() {
+    std::transform(memory_, memory_ + size_, scores_, [](const Candidate& c) { return c.score; });
+    std::nth_element(scores_, scores_ + limit_ - 1, scores_ + size_, std::greater<>{});
+    least_ = scores_[limit_ - 1];
+    int64_t ties = limit_ - std::count_if(scores_, scores_ + limit_, [&](double s) { return s > least_; });
+    size_ = std::remove_if(
+                memory_, memory_ + size_,
+                [&](const Candidate& c) { return c.score < least_ || (c.score == least_ && ties-- <= 0); }) -
+            memory_;
+  }
+
   Candidate* memory_;
+  double* scores_;
   int64_t limit_, size_ = 0;
+  double least_ = -1.0;
 };
 
 // Rows first to first + rows of the gradient, and of the direction where there is one.
@@ -68,21 +82,45 @@ struct Tile {
   }
 };
 
+// Columns that are looked at together: most have no gradient that is large enough.
+constexpr int64_t kTogether = 16;
+
+// Whether all these gradients are at most `least`; false where one is NaN.
+template <typename T>
+bool all_small(const T* gradient, T least) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Word;
+  typedef Word Mask __attribute__((vector_size(4 * sizeof(T))));
+  Mask small = ~Mask{};
+  for (int64_t i = 0; i < kTogether; i += 4) {
+    Four g;
+    std::memcpy(&g, gradient + i, sizeof(g));
+    small &= (g <= least) & (-g <= least);
+  }
+  return (small[0] & small[1] & small[2] & small[3]) != 0;
+}
+
 // Offers all inactive groups of the tile; false where a gradient is NaN.
 template <typename T>
 bool offer_tile(const Tile<T>& tile, const int32_t* starts, const int32_t* cols, Best& best) {
   const int64_t V = tile.granularity, first_index = tile.first / V * tile.width;
   for (int64_t row = 0; row < tile.rows; row += V) {
-    const int32_t *active = cols + starts[tile.first + row], *end = cols + starts[tile.first + row + 1];
-    for (int64_t col = 0; col < tile.width; ++col) {
-      if (active != end && *active == col) {
-        ++active;
+    const int64_t list = (tile.first + row) / V;
+    const int32_t *active = cols + starts[list], *end = cols + starts[list + 1];
+    for (int64_t col = 0, last; col < tile.width; col = last) {
+      last = std::min(tile.width, col + kTogether);
+      if (V == 1 && last - col == kTogether &&
+          all_small(tile.gradient + row * tile.width + col, static_cast<T>(best.least())))
         continue;
+      for (int64_t at = col; at < last; ++at) {
+        const int64_t place = row * tile.width + at;
+        if (V == 1 && std::abs(static_cast<double>(tile.gradient[place])) <= best.least()) continue;
+        while (active != end && *active < at) ++active;
+        if (active != end && *active == at) continue;
+        const double score = tile.score(place);
+        if (score != score) return false;
+        if (score >= 0) best.offer({score, first_index + row / V * tile.width + at, place});
       }
-      const int64_t place = row * tile.width + col;
-      const double score = tile.score(place);
-      if (score != score) return false;
-      if (score >= 0) best.offer({score, first_index + row / V * tile.width + col, place});
     }
   }
   return true;
@@ -94,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> grow_scores(Tensor tile_in, Tensor indptr_in,
                                                Tensor indices_in, Tensor gradients_in) {
   const char* op = "grow_scores";
   const Tensor tile = checked_floats(op, "tile", tile_in, 2);
-  const Tensor indptr = checked_indices(op, "indptr", indptr_in), cols = checked_indices(op, "cols", cols_in);
+  const Tensor indptr = checked_indices(op, "indptr", indptr_in), cols = checked_columns(op, "cols", cols_in);
   const Tensor scores = checked_floats(op, "scores", scores_in, 1);
   const Tensor gradients = checked_floats(op, "gradients", gradients_in, 2);
   require_dims(op, "indices", indices_in, 1);
@@ -107,7 +145,8 @@ std::tuple<Tensor, Tensor, Tensor> grow_scores(Tensor tile_in, Tensor indptr_in,
   }
   const int64_t count = scores.numel(), V = granularity, rows = tile.size(0);
   require(V > 0 && rows % V == 0 && first % V == 0, op, ": the tile must hold whole groups of rows.");
-  require(first >= 0 && first + rows < indptr.numel(), op, ": the tile goes beyond the rows of the weight.");
+  require(first >= 0 && first + rows <= (indptr.numel() - 1) * V, op,
+          ": the tile goes beyond the rows of the weight.");
   require(scores.scalar_type() == ScalarType::Double && gradients.scalar_type() == ScalarType::Float &&
               indices.scalar_type() == ScalarType::Long,
           op, ": scores must be float64, gradients float32, indices int64.");
@@ -116,18 +155,20 @@ std::tuple<Tensor, Tensor, Tensor> grow_scores(Tensor tile_in, Tensor indptr_in,
   const Tensor new_scores = torch::stable::empty_like(scores),
                new_indices = torch::stable::empty_like(indices);
   const Tensor new_gradients = torch::stable::empty_like(gradients);
-  const Tensor memory =
-      torch::stable::new_empty(scores, {count * static_cast<int64_t>(sizeof(Candidate))}, ScalarType::Byte);
+  const Tensor memory = torch::stable::new_empty(
+      scores, {Best::room(count) * static_cast<int64_t>(sizeof(Candidate))}, ScalarType::Byte);
+  const Tensor room = torch::stable::new_empty(scores, {Best::room(count)});
   by_type(tile, [&](auto zero) {
     using T = decltype(zero);
     const T* along = direction ? in_ptr<T>(*direction) : nullptr;
     const Tile<T> rows_of_tile{in_ptr<T>(tile), along, rows, tile.size(1), first, V};
-    Best best(out_ptr<Candidate>(memory), count);
+    Best best(out_ptr<Candidate>(memory), out_ptr<double>(room), count);
     for (int64_t i = 0; i < count; ++i)
       if (const double score = in_ptr<double>(scores)[i]; score >= 0)
         best.offer({score, in_ptr<int64_t>(indices)[i], -1 - i});
+    best.settle();
     const bool finite = offer_tile(rows_of_tile, in_ptr<int32_t>(indptr), in_ptr<int32_t>(cols), best);
-    best.sort_by_index();
+    best.settle();
     for (int64_t i = 0; i < count; ++i) {
       const Candidate chosen = i < best.size() ? best[i] : Candidate{-1.0, 0, 0};
       out_ptr<double>(new_scores)[i] = finite ? chosen.score : std::numeric_limits<double>::quiet_NaN();

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.grad import conv2d_weight
 
 from fedsparse import ops
 from fedsparse.nn.layers import SparseLayer, SparseLinear
+from fedsparse.nn.region import Blocked, as_tensor
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,12 @@ def collect_growth(
 
     def keep(name: str, layer: SparseLayer, uses: list[Use]) -> None:
         direction = None if directions is None else directions[name]
-        x, g = zip(*uses)
-        scores = ops.grow_scores(x, g, layer.topology, counts[name], **layer.geometry(), direction=direction)
+        blocked = all(use.batch for use in uses)
+        x, g = zip(*((use.x, use.g) if blocked else use.tensors() for use in uses))
+        batches = [use.batch or 0 for use in uses] if blocked else None
+        scores = ops.grow_scores(
+            x, g, layer.topology, counts[name], **layer.geometry(), direction=direction, batches=batches
+        )
         found[name] = Growth(*scores)
 
     with _at_each_layer(layers, counts, keep):
@@ -79,9 +85,9 @@ def visit_gradients(
 
     def hand_over(name: str, layer: SparseLayer, uses: list[Use]) -> None:
         which = slice(0, layer.weight_shape[0]) if rows is None else rows[name]
-        gradient = _dense_gradient(layer, *uses[0], which)
+        gradient = _dense_gradient(layer, *uses[0].tensors(), which)
         for use in uses[1:]:
-            gradient += _dense_gradient(layer, *use, which)
+            gradient += _dense_gradient(layer, *use.tensors(), which)
         callback(name, gradient)
 
     with _at_each_layer(layers, layers, hand_over):
@@ -127,8 +133,23 @@ def _dense_gradient(layer: SparseLayer, x: Tensor, g: Tensor, rows: slice) -> Te
     return found
 
 
-Use = tuple[Tensor, Tensor]
-"""The input of one use of a layer in a pass and the gradient of its output, linear ones as [B, C] and [B, N]."""
+class Use(NamedTuple):
+    """The input of one use of a layer in a pass and the gradient of its output, linear ones as [B, C] and [B, N].
+
+    batch: of blocked tensors (see `nn.region`) the number of images, of ordinary ones None.
+    """
+
+    x: Tensor
+    g: Tensor
+    batch: int | None = None
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The two as ordinary tensors."""
+        if self.batch is None:
+            return self.x, self.g
+        return ops.from_blocked(self.x, self.batch), ops.from_blocked(self.g, self.batch)
+
+
 _Visit = Callable[[str, SparseLayer, list[Use]], None]
 
 
@@ -150,13 +171,26 @@ class _Watch:
             self.finish()
         self.uses += 1
         kept = self.layer.keep_input(inputs[0])
-        output.register_hook(lambda gradient: self.reached(kept(), gradient.detach()))
+        if isinstance(output, Blocked):
+            # A hook that held the output would keep the whole graph alive until the next garbage collection.
+            batch = output.batch
+            output.blocks.register_hook(lambda gradient: self.reached_blocks(kept(), gradient.detach(), batch))
+        else:
+            output.register_hook(lambda gradient: self.reached(as_tensor(kept()), gradient.detach()))
+
+    def reached_blocks(self, x: Blocked | Tensor, g: Tensor, batch: int) -> None:
+        """Hook of the backward pass where the output is blocked."""
+        self._arrive(Use(x.blocks if isinstance(x, Blocked) else ops.to_blocked(x), g, batch))
 
     def reached(self, x: Tensor, g: Tensor) -> None:
-        """Hook of the backward pass; with the gradient of the last use the layer is visited."""
+        """Hook of the backward pass."""
         if x.dim() != 4 or isinstance(self.layer, SparseLinear):
             g, x = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
-        self.arrived.append((x, g))
+        self._arrive(Use(x, g))
+
+    def _arrive(self, use: Use) -> None:
+        """With the gradient of the last use the layer is visited."""
+        self.arrived.append(use)
         if len(self.arrived) == self.uses:
             self.finish()
 
