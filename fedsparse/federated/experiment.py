@@ -92,6 +92,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
+        if self.memory_limits is not None and self.training.cohort > 1:
+            raise ValueError(f"clients have memory limits, but training.cohort is {self.training.cohort}")
 
 
 def worker_of(experiment: Experiment) -> Worker:
