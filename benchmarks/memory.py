@@ -85,7 +85,7 @@ class Contender:
 
         def step() -> None:
             with client.contexts, torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                client.keep_less()
+                client.keep_activations(method)
                 iterate(client, method, *batch)
             client.optimizer.zero_grad(set_to_none=True)
 

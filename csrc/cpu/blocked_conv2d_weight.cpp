@@ -1,5 +1,6 @@
 // conv2d_weight with gy [blocks, N, H', W', lanes] and x [blocks, C, H, W, lanes], of which the first `batch`
-// images are real.
+// images are real.  blocked_conv2d_weight_ adds to a gradient: called with some blocks after others it gives
+// the bits of one call with all.
 #include <torch/csrc/stable/library.h>
 
 #include "conv_bands.h"
@@ -65,9 +66,9 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
   weight.finish();
 }
 
-Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in, int64_t batch,
-                             std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                             std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+void blocked_conv2d_weight_(Tensor dvalues, Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_in,
+                            int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                            std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const char* op = "blocked_conv2d_weight";
   const Tensor gy = checked_blocked(op, "gy", gy_in), x = checked_blocked(op, "x", x_in);
   require_same_type(op, "x", x, gy);
@@ -79,9 +80,18 @@ Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_
           op, ": gy must have shape (", x.size(0), ", ", conv.rows, ", ", conv.out.y, ", ", conv.out.x, ", ",
           x.size(4), ").");
   const Index index = checked_index(op, indptr, cols, conv.channels * conv.taps());
-  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});
-  if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return dvalues;
+  require_same_type(op, "dvalues", dvalues, gy);
+  require(dvalues.is_contiguous() && dvalues.numel() == index.nnz, op, ": dvalues must have ", index.nnz,
+          " entries, one after the other.");
+  if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return;
   by_type(gy, [&](auto zero) { weight_gradient<decltype(zero)>(conv, index, gy, x, dvalues); });
+}
+
+Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy, Tensor x, int64_t batch,
+                             std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                             std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const Tensor dvalues = torch::stable::new_zeros(gy, {cols.numel()});
+  blocked_conv2d_weight_(dvalues, indptr, cols, gy, x, batch, kernel, stride, padding, dilation);
   return dvalues;
 }
 
@@ -90,4 +100,5 @@ Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, Tensor gy_in, Tensor x_
 
 STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
   m.impl("blocked_conv2d_weight", TORCH_BOX(&fedsparse::blocked_conv2d_weight));
+  m.impl("blocked_conv2d_weight_", TORCH_BOX(&fedsparse::blocked_conv2d_weight_));
 }

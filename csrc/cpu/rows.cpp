@@ -19,6 +19,17 @@ Tensor empty_words(const Tensor& like, int64_t count) {
   return torch::stable::new_zeros(like, {count * static_cast<int64_t>(sizeof(T) / sizeof(int32_t))});
 }
 
+// Calls body(weight, place in the packed entries) for every weight.
+template <typename Body>
+void each_weight(const Index& index, int64_t rows, const Body& body) {
+  for (int64_t row = 0; row < index.rows; ++row) {
+    const int64_t s = row / rows, r = row % rows;
+    const int32_t first = index.starts[row], count = index.starts[row + 1] - first;
+    const int64_t quad = index.starts[s * rows] + r / kQuad * kQuad * count + r % kQuad;
+    for (int32_t e = 0; e < count; ++e) body(first + e, quad + e * kQuad);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -54,12 +65,12 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
 
 template <typename T>
 void PackedStrips<T>::unpack(const Index& index, T* gradient) const {
-  for (int64_t row = 0; row < index.rows; ++row) {
-    const int64_t s = row / rows_, r = row % rows_;
-    const int32_t first = index.starts[row], count = index.starts[row + 1] - first;
-    const T* const quad = packed() + index.starts[s * rows_] + r / kQuad * kQuad * count + r % kQuad;
-    for (int32_t e = 0; e < count; ++e) gradient[first + e] = quad[e * kQuad];
-  }
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { gradient[j] = packed()[place]; });
+}
+
+template <typename T>
+void PackedStrips<T>::pack(const Index& index, const T* gradient) const {
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { packed()[place] = gradient[j]; });
 }
 
 template class PackedStrips<float>;

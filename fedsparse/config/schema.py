@@ -74,9 +74,10 @@ class Train(Table):
     `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
     `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
     server's model to the next. `clients_per_round` is all clients unless given; what a method's paper says of epochs,
-    batch size or optimizer replaces the defaults here (`fedsparse list methods`). With `recompute`, norms after sparse
-    convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits. With
-    `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0. `memory_limit` is what a client
+    batch size or optimizer replaces the defaults here (`fedsparse list methods`). `activations` is what layers keep for
+    the backward pass: "dense", "lossless", "bf16", "recompute" or "pruned(SHARE)", "pruned(SHARE, bf16)", or a table of
+    these by patterns of layers' names, of which the first that fits holds; default: the method's, "dense" but for
+    FedMef. `memory_limit` is what a client
     may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
     with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
     pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
@@ -97,8 +98,7 @@ class Train(Table):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     pretrain_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    recompute: bool = False
-    lossless: bool = False
+    activations: str | dict[str, str] | None = None
     dense_passes: bool = True
     memory_limit: Limit | None = None
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
-from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
+from fedsparse.nn import Levels, SparseLayer, keep_activations, parse_levels
 from fedsparse.nn.walk import Tensors
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import Move, Topology
@@ -30,11 +30,10 @@ class Training:
     weight_decay), its state fresh each round; lr_decay, lr_schedule: the learning rate of round t is lr * lr_decay^t,
     with "cosine" also times (1 + cos(pi t / T)) / 2; proximal: mu of FedProx (Li et al., MLSys 2020), which adds
     mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
-    round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
-    the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
-    lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits;
-    dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time;
-    cohort: how many clients one process trains at once (see `cohort`), for methods that leave local training as it is.
+    round is always evaluated); activations: what layers keep for the backward pass, one level or levels by patterns of
+    layers' names (`nn.keep_activations`); None: as the method has it; dense_passes: whether passes run on dense torch
+    where that is faster, which unpacks one layer's weight at a time; cohort: how many clients one process trains at
+    once (see `cohort`), for methods that leave local training as it is.
     """
 
     rounds: int = 10
@@ -50,10 +49,9 @@ class Training:
     proximal: float = 0.0
     eval_every: int = 1
     augment: bool = False
-    recompute: bool = False
-    lossless: bool = False
     dense_passes: bool = True
     cohort: int = 1
+    activations: Levels | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
@@ -62,6 +60,8 @@ class Training:
         for name, choices in (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
+        if self.activations is not None:
+            parse_levels(self.activations)
 
     def learning_rate(self, t: int) -> float:
         """The learning rate of round t."""
@@ -171,12 +171,13 @@ class Client:
         for parameter in self.tensors.parameters:
             parameter.grad = None
 
-    def keep_less(self) -> None:
-        """Until the round's end keep for backward passes what `training` says: `lossless`, `recompute`."""
-        if self.training.lossless:
-            self.contexts.enter_context(pack_relu_outputs())
-        if self.training.recompute:
-            self.contexts.enter_context(recompute_norm_inputs())
+    def keep_activations(self, method: Method) -> None:
+        """Give the model's layers the levels that `training` says, or where it says nothing, `method`."""
+        levels = method.activations if self.training.activations is None else self.training.activations
+        # What a worker's model was told before it need not be told again: a small model's round is short.
+        if self.model.__dict__.get("activation_levels", "dense") != levels:
+            keep_activations(self.model, levels)
+            self.model.activation_levels = levels  # type: ignore[assignment]
 
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""
@@ -219,7 +220,7 @@ def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.tensors.train()
     with client.contexts:
-        client.keep_less()
+        client.keep_activations(method)
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses: float | Tensor = 0.0
