@@ -81,7 +81,7 @@ def test_activations_that_no_layer_could_have_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             experiment(train={"activations": levels})
-    with pytest.raises(ConfigError, match=r"train\.cohort is 2, and clients that train together keep all"):
+    with pytest.raises(ConfigError, match=r"train\.cohort is 2, and clients trained together keep all"):
         experiment(train={"activations": "lossless", "cohort": 2})
     with pytest.raises(ConfigError, match="mlp has no convolution"):
         experiment(model={"name": "mlp"}, train={"activations": "lossless"})

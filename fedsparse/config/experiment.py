@@ -222,7 +222,7 @@ def check_activations(config: Config, model: nn.Module) -> None:
             return
         if config.train.cohort > 1:
             raise ValueError(
-                f"activations is {levels!r}, but train.cohort is {config.train.cohort}, and clients that train together "
+                f"activations is {levels!r}, but train.cohort is {config.train.cohort}, and clients trained together "
                 "keep all; leave one of the two out"
             )
         trial = keep_activations(config.method.prepare(copy.deepcopy(model)), levels)
