@@ -174,16 +174,20 @@ class Client:
     def keep_activations(self, method: Method) -> None:
         """Give the model's layers the levels that `training` says, or where it says nothing, `method`."""
         levels = method.activations if self.training.activations is None else self.training.activations
-        # What a worker's model was told before it need not be told again: a small model's round is short.
-        if self.model.__dict__.get("activation_levels", "dense") != levels:
-            keep_activations(self.model, levels)
-            self.model.activation_levels = levels  # type: ignore[assignment]
+        tell_levels(self.model, levels)
 
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""
         for parameter, start in self.anchor.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.training.proximal)
+
+
+def tell_levels(model: nn.Module, levels: Levels) -> None:
+    """`keep_activations`, but where a worker's model was told the same before: a small model's round is short."""
+    if model.__dict__.get("activation_levels", "dense") != levels:
+        keep_activations(model, levels)
+        model.activation_levels = levels  # type: ignore[assignment]
 
 
 def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float | Tensor]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fedsparse.federated.client import Client
+from fedsparse.federated.client import Client, tell_levels
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.method import Method
-from fedsparse.nn import keep_activations
 from fedsparse.nn.cohort import Batch, Cohort
 
 _LOCAL = ("begin", "loss", "step", "epoch_end")
@@ -67,7 +66,7 @@ def train_together(clients: Sequence[Client], method: Method) -> Iterator[Client
     if not admits(method):
         raise ValueError(f"{method.name} changes local training, so that its clients train one after the other")
     model, training, t = clients[0].model, clients[0].training, clients[0].round
-    keep_activations(model, "dense")
+    tell_levels(model, "dense")
     model.train()
     cohort = Cohort(
         model, len(clients), lambda them: training.make_optimizer(them, t), cross_entropy, training.proximal
