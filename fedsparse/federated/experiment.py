@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import importlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -98,6 +101,7 @@ class Experiment:
 
 def worker_of(experiment: Experiment) -> Worker:
     """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
+    _import_what_optimizers_import()
     method = experiment.method
     live_bytes()  # whatever is made from here on is counted
     model = method.prepare(copy.deepcopy(experiment.model))
@@ -111,3 +115,14 @@ def worker_of(experiment: Experiment) -> Worker:
         experiment.seed,
         experiment.wire,
     )
+
+
+def _import_what_optimizers_import() -> None:
+    """Import torch._dynamo before anything is measured, as the first optimizer of a process would amid a client's work.
+
+    The import leaves a cycle (in torch.fx) that holds its frames and by them every frame below, and so the tensors of
+    the whole stack, until some collection of garbage: peak bytes would depend on when that happens.
+    """
+    if "torch._dynamo" not in sys.modules:
+        importlib.import_module("torch._dynamo")
+        gc.collect()
