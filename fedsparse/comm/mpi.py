@@ -38,6 +38,11 @@ def local_rank() -> int:
     return _told(("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"), 0)
 
 
+def local_size() -> int:
+    """Ranks of the job on this host, 1 where the process was started by itself; imports no MPI."""
+    return _told(("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"), 1)
+
+
 def _told(names: tuple[str, ...], otherwise: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), otherwise)
 

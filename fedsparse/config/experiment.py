@@ -62,6 +62,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         failures=Failures(**config.failures.model_dump(exclude_none=True)),
         checkpoints=Checkpoints(**config.checkpoints.model_dump()),
         memory_limits=limits,
+        server_works=config.ranks.server_works,
     )
 
 

@@ -131,6 +131,15 @@ class Failures(Table):
     server_deadline: Positive | None = None
 
 
+class Ranks(Table):
+    """`[ranks]`: `server_works` says whether rank 0 of an MPI job trains clients too.
+
+    Left out, it does in a job of at most 8 ranks where those of its host have a core for each thread, or a GPU each.
+    """
+
+    server_works: bool | None = None
+
+
 class Checkpoints(Table):
     """`[checkpoints]`: rounds from one to the next (`every`, 0 for none), and how many of them stay (`keep`)."""
 
@@ -170,6 +179,7 @@ class Tables(Table):
     wire: Wire = Wire()
     aggregation: Aggregation = Aggregation()
     failures: Failures = Failures()
+    ranks: Ranks = Ranks()
     checkpoints: Checkpoints = Checkpoints()
 
 

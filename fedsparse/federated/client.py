@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from typing import Literal
@@ -84,7 +84,8 @@ class Client:
     trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
     report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
     `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
-    the model, their gradients added up.
+    the model, their gradients added up. between: called before each minibatch; a rank that serves others attends to
+    them there.
     """
 
     id: int
@@ -107,6 +108,7 @@ class Client:
     used: InitVar[SGD | Adam | None] = None
     tensors: Tensors = field(init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
+    between: Callable[[], None] = lambda: None
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self, found: Tensors | None, used: SGD | Adam | None) -> None:
@@ -145,6 +147,7 @@ class Client:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             if len(batch) > 1 or start == 0 or size == 1:
+                self.between()
                 x, y = self.data.batch(batch, noise)
                 yield x.to(device), y.to(device)
 

@@ -72,7 +72,8 @@ class Experiment:
     client. wire: how parameters travel both ways. public: samples that the server holds and pretrains the model on
     for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
     of model and dataset). aggregation: how the reports of a round become one. memory_limits: bytes that each client may
-    take in a round, by client; how it trains is chosen so that it takes less (see `budget`).
+    take in a round, by client; how it trains is chosen so that it takes less (see `budget`). server_works: whether rank
+    0 of an MPI job trains clients too (None: where there is room for it, see `federated.ranks`); it decides no number.
     """
 
     model: nn.Module
@@ -91,6 +92,7 @@ class Experiment:
     failures: Failures = field(default_factory=Failures)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     memory_limits: Sequence[int] | None = None
+    server_works: bool | None = None
 
     def __post_init__(self) -> None:
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):

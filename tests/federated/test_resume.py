@@ -184,7 +184,7 @@ def test_another_experiment_is_refused_and_its_first_difference_named(
         with pytest.raises(CheckpointError, match="when it was started") as error:
             resumable(tmp_path, Experiment(**{**trial.__dict__, **changes}))
         assert words in str(error.value)
-    renamed = Experiment(**{**trial.__dict__, "name": "other", "checkpoints": Checkpoints(2, 9)})
+    renamed = Experiment(**{**trial.__dict__, "name": "other", "checkpoints": Checkpoints(2, 9), "server_works": True})
     assert resumable(tmp_path, renamed) is not None, "what decides no number may change"
 
 

@@ -92,8 +92,9 @@ def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_pa
     config.write_text(CONFIG)
     folder = tmp_path / "run"
     lost = fedsparse(
-        "run", str(config), "--out", str(folder), "--ranks", "3", FEDSPARSE_FAULT="1:0:train:kill,0:1:update:kill"
-    )
+        "run", str(config), "--out", str(folder), "--ranks", "3", "--set", "ranks.server_works=false",
+        FEDSPARSE_FAULT="1:0:train:kill,0:1:update:kill",
+    )  # fmt: skip
     assert lost.returncode == 3
     assert "the server's rank is lost; `fedsparse resume` goes on" in lost.stderr
     assert not (folder / "result.json").exists()
