@@ -160,13 +160,13 @@ def test_a_server_that_works_too_gives_the_same_bits_and_goes_on_alone(fault: st
     assert found["own"] >= (6 + 6 if fault else 1)
 
 
-def test_without_ulfm_a_lost_rank_ends_the_run_which_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def test_without_ulfm_one_lost_rank_of_nine_ends_the_run_which_resumes_to_the_same_bits(tmp_path: Path) -> None:
     begun = time.monotonic()
-    done = start(3, "2:2:train:kill", ulfm=False, OUT=str(tmp_path))
+    done = start(9, "2:3:train:kill", ulfm=False, OUT=str(tmp_path))
     assert done.returncode == 137, "mpirun's code for a rank that was killed"
-    assert time.monotonic() - begun < 120
+    assert time.monotonic() - begun < 400, "nearly all of it imports"
     assert not (tmp_path / "result.json").exists()
-    assert (tmp_path / "checkpoints" / "000002.json").exists()
+    assert (tmp_path / "checkpoints" / "000003.json").exists()
     resumed = start(1, "", OUT=str(tmp_path))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert same_bits(outcomes(resumed)[""])
