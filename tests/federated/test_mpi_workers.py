@@ -1,6 +1,7 @@
 """The ranks' server against a link whose messages a test writes; what needs real ranks is in tests/mpi."""
 
 import os
+import socket
 import struct
 import time
 from dataclasses import replace
@@ -208,3 +209,16 @@ def test_rank_0_works_by_default_where_few_ranks_have_a_core_each(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     trial = replace(experiment(FedAvg()), server_works=setting)
     assert server_works(trial, ranks, here) == expected
+
+
+@pytest.mark.parametrize(("host", "killed", "beyond"), [("elsewhere", [], True), (socket.gethostname(), [17], False)])
+def test_a_silent_rank_is_ended_at_once_on_this_host_and_with_the_job_on_another(
+    host: str, killed: list[int], beyond: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, _: ended.append(process))
+    monkeypatch.setattr(Link, "beyond_reach", False)
+    link = Scripted()
+    link.introduce(1, memoryview(f"{host} 17".encode()))
+    link.give_up(1)
+    assert (link.lost, ended, Link.beyond_reach) == ({1}, killed, beyond)
