@@ -9,16 +9,19 @@ are commonly simulated), "dense", "dense, blocks checkpointed" (torch.utils.chec
 around each module of the outermost sequence that holds a convolution), "dense, bf16 autocast".
 
 Bytes, each contender in a process of its own: "held" between steps (model, masks, momentum) and "peak" (the most
-during a step, `held` included), both by the counter in torch's CPU allocator; "resident" is the most that the process
-had in memory during the steps beyond what it had before the model was built, by the kernel: it has what libraries
-allocate without torch too, as oneDNN's scratch, and what freed memory the C library keeps. Times: medians of thread CPU
+during a step, `held` included), both by the counter in torch's CPU allocator; "resident" is `held` and what
+the process grows by in a step beyond its size between steps, by the kernel, with MALLOC_MMAP_THRESHOLD_=300000: it has
+what libraries allocate without torch too, as oneDNN's scratch. Without that setting the C library keeps freed blocks,
+several times what is alive. Times: medians of thread CPU
 time, the contenders taking turns.
 """
 
 import argparse
 import copy
+import ctypes
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -82,7 +85,7 @@ class Contender:
 
         def step() -> None:
             with client.contexts, torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                client.keep_less()
+                client.keep_activations(method)
                 iterate(client, method, *batch)
             client.optimizer.zero_grad(set_to_none=True)
 
@@ -138,6 +141,12 @@ def resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
+def trim() -> None:
+    """Give back to the system what is no longer used."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def bytes_of(contender: Contender, args: argparse.Namespace) -> dict[str, int]:
     """Bytes held between steps, at the peak of a step, and resident; of this process, which does nothing else."""
     live_bytes()
@@ -145,23 +154,23 @@ def bytes_of(contender: Contender, args: argparse.Namespace) -> dict[str, int]:
     if contender.name.startswith("dense"):
         masks = {}
     gc.collect()
-    resident_before, before = resident("VmRSS"), live_bytes()
+    before = live_bytes()
     step = contender.stepping(dense, masks, batch)
     step()
     step()
-    gc.collect()
-    held = live_bytes() - before
+    trim()
+    held, between = live_bytes() - before, resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     reset_peak()
     step()
-    step()
-    return {"held": held, "peak": peak_bytes() - before, "resident": resident("VmHWM") - resident_before}
+    return {"held": held, "peak": peak_bytes() - before, "resident": held + resident("VmHWM") - between}
 
 
 def in_a_process(name: str, arguments: list[str]) -> dict[str, int]:
     """`bytes_of` a contender, measured by a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", *arguments, "--only", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "300000"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     print(name, found, file=sys.stderr, flush=True)
     return found

@@ -7,11 +7,11 @@ A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32,
 and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
 multiplied by the mask before the step and its gradients after. "sparse" has single weights, "sparse V16" masks in
 which 16 output channels share their columns (`--vectors`); "sparse, NCHW" leaves the blocked region at every layer;
-"sparse, lossless" keeps outputs of ReLU without their zeros, "sparse, recompute" no input of a norm. Layer densities
-are uniform, or ERK. Logits are compared with those of the masked model before anything is timed. Time: the median of
-the steps, thread CPU time with one thread, wall time with more; the contenders take turns, so that a busy machine is
-busy for all. Memory: the most bytes of tensors alive during a step, kernels' scratch included, beyond the model and
-the optimizer's state ("step"), and that state with the model ("held").
+the others keep less for the backward pass (`fedsparse.nn.Level`), and those with NSConv in the place of batch norm
+(FedMef) are another model. Layer densities are uniform, or ERK. Logits are compared with those of the masked model
+before anything is timed. Time: the median of the steps, thread CPU time with one thread, wall time with more; the
+contenders take turns, so that a busy machine is busy for all. Memory: the most bytes of tensors alive during a step,
+kernels' scratch included, beyond the model and the optimizer's state ("step"), and that state with the model ("held").
 """
 
 import argparse
@@ -29,11 +29,12 @@ from torch.nn import functional as F
 from benchmarks.results import Row, header, write_csv
 from fedsparse import models
 from fedsparse.federated.meter import live_bytes, model_bytes, peak_bytes, reset_peak
-from fedsparse.nn import pack_relu_outputs, prunable, recompute_norm_inputs, sparsify, use_region
+from fedsparse.nn import keep_activations, prunable, sparsify, standardise, use_region
 from fedsparse.optim import SGD
 from fedsparse.pruning import masks_from_scores, score
 
 MIB = 2**20
+GAIN = 1.7139  # NSConv's, which keeps the variance through ReLUs
 GOALS = {0.5: 1.1, 0.2: 2.5, 0.1: 4.0, 0.05: 6.0, 0.02: 8.0, 0.01: 10.0}
 Batch = tuple[Tensor, Tensor]
 
@@ -48,8 +49,6 @@ class Contender:
     labels: Tensor
     masks: dict[str, Tensor] = field(default_factory=dict)
     region: bool = False
-    recompute: bool = False
-    lossless: bool = False
     times: list[float] = field(default_factory=list)
     peak: int = 0
 
@@ -63,7 +62,7 @@ class Contender:
         with torch.no_grad():
             for weight, mask in weights:
                 weight.mul_(mask)
-        with use_region(self.region), recompute_norm_inputs(self.recompute), pack_relu_outputs(self.lossless):
+        with use_region(self.region):
             logits = self.model(self.images)
             F.cross_entropy(logits, self.labels).backward()
         for weight, mask in weights:
@@ -115,20 +114,25 @@ def contenders(
         floats = {name: mask.float() for name, mask in masks.items()}
         return Contender("masked dense", copy.deepcopy(dense), images, labels, floats)
 
-    def sparse(name: str, masks: dict[str, Tensor], granularity: int = 1, **how: bool) -> Contender:
+    def sparse(
+        name: str, masks: dict[str, Tensor], granularity: int = 1, level: str = "dense", region: bool = True
+    ) -> Contender:
         model = sparsify(copy.deepcopy(dense), masks=masks, granularity=granularity)
-        return Contender(name, model, images, labels, **how)
+        return Contender(name, keep_activations(model, level), images, labels, region=region)
+
+    def pruned(level: str) -> Contender:
+        model = sparsify(standardise(copy.deepcopy(dense), GAIN), masks=single)
+        return Contender(f"NSConv, {level}", keep_activations(model, level), images, labels, region=True)
 
     return [
         [
             masked(single),
-            sparse("sparse, NCHW", single),
-            sparse("sparse", single, region=True),
-            sparse("sparse, lossless", single, region=True, lossless=True),
-            sparse("sparse, recompute", single, region=True, recompute=True),
-            sparse("sparse, lossless and recompute", single, region=True, recompute=True, lossless=True),
+            sparse("sparse, NCHW", single, region=False),
+            sparse("sparse", single),
+            *(sparse(f"sparse, {level}", single, level=level) for level in ("lossless", "bf16", "recompute")),
         ],
-        *([masked(masks), sparse(f"sparse V{v}", masks, v, region=True)] for v, masks in zip(vectors, strips)),
+        [pruned(level) for level in ("dense", "pruned(0.2, bf16)")],
+        *([masked(masks), sparse(f"sparse V{v}", masks, v)] for v, masks in zip(vectors, strips)),
     ]
 
 
@@ -149,7 +153,7 @@ def measure(
         groups = contenders(dense, density, distribution, batch, vectors)
         for group in groups:
             check(group)
-        by_density[density] = [*groups[0], *(c for group in groups[1:] for c in group[1:])]
+        by_density[density] = [*groups[0], *(c for group in groups[1:] for c in group if not c.masks)]
     everybody = [c for group in by_density.values() for c in group]
     for c in everybody:
         c.measure_memory()

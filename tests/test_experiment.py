@@ -72,3 +72,17 @@ def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) 
     assert chosen == [0, 1, 0, 1, 0]
     assert device_of(from_tables({"method": {"name": "fedavg"}})) == torch.device("cpu")
     assert len(chosen) == 5, "on the CPU none is chosen"
+
+
+def test_activations_that_no_layer_could_have_are_refused() -> None:
+    for levels, said in (
+        ("half", "train.activations is 'half' but must be one of dense, lossless"),
+        ({"conv9": "lossless"}, "no layer's name fits 'conv9'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            experiment(train={"activations": levels})
+    with pytest.raises(ConfigError, match=r"train\.cohort is 2, and clients trained together keep all"):
+        experiment(train={"activations": "lossless", "cohort": 2})
+    with pytest.raises(ConfigError, match="mlp has no convolution"):
+        experiment(model={"name": "mlp"}, train={"activations": "lossless"})
+    assert experiment(train={"activations": {"*": "recompute"}}).training.activations == {"*": "recompute"}

@@ -6,14 +6,13 @@ step included: weights, masks, momentum, the batch.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedsparse.nn import pack_relu_outputs, recompute_norm_inputs, sparsify
+from fedsparse.nn import keep_activations, sparsify
 
 from .bench import Bench, checked
 from .rows import Case, Measured
@@ -29,8 +28,8 @@ from .training import (
     step_error,
 )
 
-LEVELS = {"dense": (False, False), "lossless": (True, False), "recompute": (True, True)}
-"""Of the store: whether outputs of ReLU are packed, and inputs of norms computed again."""
+LEVELS = ("dense", "lossless")
+"""Of the store, off the CPU: outputs of ReLU packed by torch; norms keep their inputs at every level."""
 DENSITY = 0.05
 BATCH = 64
 MASKED = "memory b64 tf32 masked dense"
@@ -88,16 +87,7 @@ def sparse_memory(bench: Bench, level: str) -> Measured:
     bench.clear()
     layers = {name.removesuffix(".weight"): mask.to(bench.device) for name, mask in masks.items()}
     sparse = sparsify(model, masks=layers)
-    step = TrainingStep(bench, sparse, images, labels, "tf32")
-    packs, recomputes = LEVELS[level]
-
-    def forward(x: Tensor) -> Tensor:
-        with ExitStack() as stack:
-            stack.enter_context(pack_relu_outputs(packs))
-            stack.enter_context(recompute_norm_inputs(recomputes))
-            return sparse(x)  # type: ignore[no-any-return]
-
-    step.forward = forward
+    step = TrainingStep(bench, keep_activations(sparse, level), images, labels, "tf32")
     flat = torch.cat([mask.flatten() for mask in _all_masks(network(bench), masks)])
     return _measured(bench, step, reference[flat])
 

@@ -1,5 +1,6 @@
 // conv2d_weight with gy [blocks, N, H', W', lanes] and x [blocks, C, H, W, lanes], of which the first `batch`
-// images are real.
+// images are real.  blocked_conv2d_weight_ adds to a gradient: called with some blocks after others it gives
+// the bits of one call with all.
 #include <torch/csrc/stable/library.h>
 
 #include "blocked_weight.h"
@@ -7,9 +8,10 @@
 namespace fedsparse {
 namespace {
 
-Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in, Tensor x_in,
-                             int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
-                             std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+void blocked_conv2d_weight_(Tensor dvalues, Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in,
+                            Tensor x_in, int64_t batch, std::vector<int64_t> kernel,
+                            std::vector<int64_t> stride, std::vector<int64_t> padding,
+                            std::vector<int64_t> dilation) {
   const char* op = "blocked_conv2d_weight";
   const Tensor gy = checked_blocked(op, "gy", gy_in), x = checked_blocked(op, "x", x_in);
   require_same_type(op, "x", x, gy);
@@ -21,12 +23,21 @@ Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Te
           op, ": gy must have shape (", x.size(0), ", ", conv.rows, ", ", conv.out.y, ", ", conv.out.x, ", ",
           x.size(4), ").");
   const Index index = checked_index(op, indptr, cols, granularity, conv.channels * conv.taps());
-  Tensor dvalues = torch::stable::new_zeros(gy, {index.nnz});
-  if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return dvalues;
+  require_same_type(op, "dvalues", dvalues, gy);
+  require(dvalues.is_contiguous() && dvalues.numel() == index.nnz, op, ": dvalues must have ", index.nnz,
+          " entries, one after the other.");
+  if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return;
   by_type(gy, [&](auto zero) {
     using T = decltype(zero);
     weight_gradient<T>(conv, index, gy, x, 0, out_ptr<T>(dvalues));
   });
+}
+
+Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Tensor gy, Tensor x,
+                             int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                             std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const Tensor dvalues = torch::stable::new_zeros(gy, {cols.numel() * granularity});
+  blocked_conv2d_weight_(dvalues, indptr, cols, granularity, gy, x, batch, kernel, stride, padding, dilation);
   return dvalues;
 }
 
@@ -35,4 +46,5 @@ Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Te
 
 STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
   m.impl("blocked_conv2d_weight", TORCH_BOX(&fedsparse::blocked_conv2d_weight));
+  m.impl("blocked_conv2d_weight_", TORCH_BOX(&fedsparse::blocked_conv2d_weight_));
 }

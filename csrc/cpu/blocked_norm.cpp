@@ -120,16 +120,18 @@ class Factor {
   bool each_;
 };
 
-Tensor blocked_norm(Tensor x_in, Tensor scale_in, Tensor shift_in, std::optional<Tensor> residual_in,
-                    bool relu) {
+// y may be x or the residual.
+void blocked_norm_(Tensor y, Tensor x_in, Tensor scale_in, Tensor shift_in, std::optional<Tensor> residual_in,
+                   bool relu) {
   const char* op = "blocked_norm";
   const Tensor x = checked_blocked(op, "x", x_in);
+  require_shape(op, "y", y, x);
+  require(y.is_contiguous(), op, ": y must be contiguous.");
   std::optional<Tensor> residual;
   if (residual_in) {
     residual = checked_blocked(op, "residual", *residual_in);
     require_shape(op, "residual", *residual, x);
   }
-  Tensor y = torch::stable::empty_like(x);
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Factor<T> scale(op, "scale", scale_in, x), shift(op, "shift", shift_in, x);
@@ -143,6 +145,11 @@ Tensor blocked_norm(Tensor x_in, Tensor scale_in, Tensor shift_in, std::optional
            residual ? in_ptr<T>(*residual) + offset : nullptr, out_ptr<T>(y) + offset, planes.lines, relu});
     });
   });
+}
+
+Tensor blocked_norm(Tensor x_in, Tensor scale, Tensor shift, std::optional<Tensor> residual, bool relu) {
+  const Tensor x = checked_blocked("blocked_norm", "x", x_in), y = torch::stable::empty_like(x);
+  blocked_norm_(y, x, scale, shift, residual, relu);
   return y;
 }
 
@@ -173,8 +180,9 @@ struct Checked {
   std::optional<Tensor> out;
   Tensor dx, masked;
 
+  // over_x: dx is written in the place of x.
   Checked(const char* op, const Tensor& gy_in, const Tensor& x_in, const std::optional<Tensor>& out_in,
-          bool relu)
+          bool relu, bool over_x)
       : gy(checked_blocked(op, "gy", gy_in)), x(checked_blocked(op, "x", x_in)) {
     require_shape(op, "gy", gy, x);
     if (out_in) {
@@ -182,7 +190,8 @@ struct Checked {
       out = checked_blocked(op, "out", *out_in);
       require_shape(op, "out", *out, x);
     }
-    dx = torch::stable::empty_like(x);
+    require(!over_x || x_in.is_contiguous(), op, ": x must be contiguous.");
+    dx = over_x ? x : torch::stable::empty_like(x);
     masked = out ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
   }
 
@@ -226,13 +235,13 @@ void require_channels(const char* op, const char* name, const Tensor& tensor, co
           " entries.");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> blocked_batch_norm_backward(Tensor gy, Tensor x, Tensor mean_in,
-                                                                       Tensor rstd_in, Tensor weight_in,
-                                                                       Tensor bias_in,
-                                                                       std::optional<Tensor> out, bool relu,
-                                                                       bool training, int64_t batch) {
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Gradients batch_norm_backward(bool over_x, Tensor gy, Tensor x, Tensor mean_in, Tensor rstd_in,
+                              Tensor weight_in, Tensor bias_in, std::optional<Tensor> out, bool relu,
+                              bool training, int64_t batch) {
   const char* op = "blocked_batch_norm_backward";
-  const Checked t(op, gy, x, out, relu);
+  const Checked t(op, gy, x, out, relu, over_x);
   require_batch(op, t.x, batch);
   const Tensor mean = checked_floats(op, "mean", mean_in, 1), rstd = checked_floats(op, "rstd", rstd_in, 1),
                weight = checked_floats(op, "weight", weight_in, 1),
@@ -306,13 +315,11 @@ void add_images(const Planes<const T>& x, int64_t groups, const T* rstd, const T
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> blocked_group_norm_backward(Tensor gy, Tensor x, Tensor mean_in,
-                                                                       Tensor rstd_in, Tensor weight_in,
-                                                                       Tensor bias_in,
-                                                                       std::optional<Tensor> out, bool relu,
-                                                                       int64_t batch) {
+Gradients group_norm_backward(bool over_x, Tensor gy, Tensor x, Tensor mean_in, Tensor rstd_in,
+                              Tensor weight_in, Tensor bias_in, std::optional<Tensor> out, bool relu,
+                              int64_t batch) {
   const char* op = "blocked_group_norm_backward";
-  const Checked t(op, gy, x, out, relu);
+  const Checked t(op, gy, x, out, relu, over_x);
   require_batch(op, t.x, batch);
   const Tensor mean = checked_floats(op, "mean", mean_in, 3), rstd = checked_floats(op, "rstd", rstd_in, 3),
                weight = checked_floats(op, "weight", weight_in, 1),
@@ -338,6 +345,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> blocked_group_norm_backward(Tensor gy
   return {t.dx, dweight, dbias, t.masked};
 }
 
+Gradients blocked_batch_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight,
+                                      Tensor bias, std::optional<Tensor> out, bool relu, bool training,
+                                      int64_t batch) {
+  return batch_norm_backward(false, gy, x, mean, rstd, weight, bias, out, relu, training, batch);
+}
+
+Gradients blocked_group_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight,
+                                      Tensor bias, std::optional<Tensor> out, bool relu, int64_t batch) {
+  return group_norm_backward(false, gy, x, mean, rstd, weight, bias, out, relu, batch);
+}
+
+// dx in the place of x; returns (dweight, dbias).
+std::tuple<Tensor, Tensor> blocked_batch_norm_backward_(Tensor gy, Tensor x, Tensor mean, Tensor rstd,
+                                                        Tensor weight, Tensor bias, bool relu, bool training,
+                                                        int64_t batch) {
+  const Gradients all =
+      batch_norm_backward(true, gy, x, mean, rstd, weight, bias, std::nullopt, relu, training, batch);
+  return {std::get<1>(all), std::get<2>(all)};
+}
+
+std::tuple<Tensor, Tensor> blocked_group_norm_backward_(Tensor gy, Tensor x, Tensor mean, Tensor rstd,
+                                                        Tensor weight, Tensor bias, bool relu,
+                                                        int64_t batch) {
+  const Gradients all = group_norm_backward(true, gy, x, mean, rstd, weight, bias, std::nullopt, relu, batch);
+  return {std::get<1>(all), std::get<2>(all)};
+}
+
 }  // namespace
 }  // namespace fedsparse
 
@@ -345,6 +379,9 @@ STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
   m.impl("blocked_batch_moments", TORCH_BOX(&fedsparse::blocked_batch_moments));
   m.impl("blocked_group_moments", TORCH_BOX(&fedsparse::blocked_group_moments));
   m.impl("blocked_norm", TORCH_BOX(&fedsparse::blocked_norm));
+  m.impl("blocked_norm_", TORCH_BOX(&fedsparse::blocked_norm_));
   m.impl("blocked_batch_norm_backward", TORCH_BOX(&fedsparse::blocked_batch_norm_backward));
   m.impl("blocked_group_norm_backward", TORCH_BOX(&fedsparse::blocked_group_norm_backward));
+  m.impl("blocked_batch_norm_backward_", TORCH_BOX(&fedsparse::blocked_batch_norm_backward_));
+  m.impl("blocked_group_norm_backward_", TORCH_BOX(&fedsparse::blocked_group_norm_backward_));
 }

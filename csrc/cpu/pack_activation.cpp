@@ -7,27 +7,15 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "bits.h"
 #include "check.h"
 #include "isa.h"
+#include "magnitude.h"
 
 namespace fedsparse {
 namespace {
-
-constexpr int kDigit = 11;
-
-template <typename T>
-using KeyOf = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-
-// The magnitude as an integer that orders like it: all bits but the sign. NaN lies above infinity and so is
-// kept.
-template <typename T>
-KeyOf<T> magnitude(T x) {
-  return std::bit_cast<KeyOf<T>>(x) & ~(KeyOf<T>{1} << (8 * sizeof(T) - 1));
-}
 
 // What is kept of one sample: all magnitudes above the threshold, and the first `ties` of those equal to it.
 template <typename T>
@@ -98,17 +86,6 @@ uint64_t lowest_bits(uint64_t word, int64_t quota) {
   for (int64_t extra = std::popcount(word) - quota; extra > 0; --extra) word &= ~std::bit_floor(word);
   return word;
 }
-
-// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
-struct Bfloat16 {
-  uint16_t bits = 0;
-  Bfloat16() = default;
-  explicit Bfloat16(float x) {
-    const auto word = std::bit_cast<uint32_t>(x);
-    bits = static_cast<uint16_t>(x != x ? word >> 16 | 0x40 : (word + 0x7fff + (word >> 16 & 1)) >> 16);
-  }
-  explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
-};
 
 template <typename T, typename Stored>
 void write_sample(const T* x, int64_t n, const Selection<T>& chosen, uint8_t* bits, Stored* values) {

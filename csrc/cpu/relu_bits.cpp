@@ -1,5 +1,5 @@
 // relu_bits: one bit an element, where a ReLU's output is above 0 and below the limit.  relu_gradient: gy
-// where the bit is set, else 0.
+// where the bit is set, else 0; relu_gradient_: the same in place.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -59,15 +59,14 @@ void choose(const T* gy, uint64_t word, int64_t count, T* gx) {
   }
 }
 
-Tensor relu_gradient(Tensor gy_in, Tensor bits_in) {
-  const char* op = "relu_gradient";
+// gx may be gy itself.
+void gradient_into(const char* op, const Tensor& gy, Tensor bits_in, const Tensor& gx) {
   require_dims(op, "bits", bits_in, 1);
-  const Tensor bits = torch::stable::contiguous(bits_in), gy = torch::stable::contiguous(gy_in);
+  const Tensor bits = torch::stable::contiguous(bits_in);
   require(gy.scalar_type() == ScalarType::Float || gy.scalar_type() == ScalarType::Double, op,
           ": gy must be float32 or float64.");
   require(bits.scalar_type() == ScalarType::Byte && bits.numel() == bitmap_bytes(gy.numel()), op,
           ": bits must be uint8 with ", bitmap_bytes(gy.numel()), " entries.");
-  const Tensor gx = torch::stable::empty_like(gy);
   by_type(gy, [&](auto zero) {
     using T = decltype(zero);
     over_words_parallel(gy.numel(), [&](int64_t first, int64_t count) {
@@ -75,7 +74,18 @@ Tensor relu_gradient(Tensor gy_in, Tensor bits_in) {
              out_ptr<T>(gx) + first);
     });
   });
+}
+
+Tensor relu_gradient(Tensor gy_in, Tensor bits) {
+  const Tensor gy = torch::stable::contiguous(gy_in);
+  const Tensor gx = torch::stable::empty_like(gy);
+  gradient_into("relu_gradient", gy, bits, gx);
   return gx;
+}
+
+void relu_gradient_(Tensor gy, Tensor bits) {
+  require(gy.is_contiguous(), "relu_gradient_", ": gy must be contiguous.");
+  gradient_into("relu_gradient_", gy, bits, gy);
 }
 
 }  // namespace
@@ -84,4 +94,5 @@ Tensor relu_gradient(Tensor gy_in, Tensor bits_in) {
 STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
   m.impl("relu_bits", TORCH_BOX(&fedsparse::relu_bits));
   m.impl("relu_gradient", TORCH_BOX(&fedsparse::relu_gradient));
+  m.impl("relu_gradient_", TORCH_BOX(&fedsparse::relu_gradient_));
 }

@@ -20,6 +20,16 @@ Tensor empty_words(const Tensor& like, int64_t count) {
   return torch::stable::new_zeros(like, {count * static_cast<int64_t>(sizeof(T) / sizeof(int32_t))});
 }
 
+// Calls body(weight, place in the packed entries) for every weight.
+template <typename Body>
+void each_weight(const Index& index, int64_t rows, const Body& body) {
+  for (int64_t row = 0; row < index.rows; ++row) {
+    const int64_t r = row % rows, first = index.first(row), count = index.count(row);
+    const int64_t quad = index.first(row - r) + r / kQuad * kQuad * count + r % kQuad;
+    for (int64_t e = 0; e < count; ++e) body(first + e, quad + e * kQuad);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -56,11 +66,12 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
 
 template <typename T>
 void PackedStrips<T>::unpack(const Index& index, T* gradient) const {
-  for (int64_t row = 0; row < index.rows; ++row) {
-    const int64_t r = row % rows_, first = index.first(row), count = index.count(row);
-    const T* const quad = packed() + index.first(row - r) + r / kQuad * kQuad * count + r % kQuad;
-    for (int64_t e = 0; e < count; ++e) gradient[first + e] = quad[e * kQuad];
-  }
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { gradient[j] = packed()[place]; });
+}
+
+template <typename T>
+void PackedStrips<T>::pack(const Index& index, const T* gradient) const {
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { packed()[place] = gradient[j]; });
 }
 
 template class PackedStrips<float>;

@@ -16,8 +16,9 @@ class PackedStrips {
 
   Strips view() const { return {rows_, in_ptr<int32_t>(starts_), in_ptr<int32_t>(offsets_)}; }
   T* packed() const { return out_ptr<T>(packed_); }
-  // gradient[j] = the packed entry of weight j; only where nothing was left out.
+  // gradient[j] = the packed entry of weight j, and the way back; only where nothing was left out.
   void unpack(const Index& index, T* gradient) const;
+  void pack(const Index& index, const T* gradient) const;
 
  private:
   int64_t rows_;
@@ -53,13 +54,15 @@ class GatherRows {
 template <typename T>
 class SampleRows {
  public:
-  // Adds to `gradient` [nnz], which must be zero.
+  // Adds to `gradient` [nnz].
   SampleRows(const Index& index, const std::vector<int32_t>& table, const ChannelBlocks& plan, T* gradient)
       : index_(index), gradient_(gradient) {
-    if (index.strip > 1)
+    if (index.strip > 1) {
       strips_.emplace(index, nullptr, table);
-    else
+      strips_->pack(index, gradient);
+    } else {
       single(table, plan);
+    }
   }
 
   void add(const Sample<T>& s, int64_t part, int64_t begin, int64_t end) const {

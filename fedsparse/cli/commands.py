@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,23 @@ import typer
 
 import fedsparse
 from fedsparse.cli.errors import FAILED, INTERRUPTED, CommandError
+from fedsparse.cli.options import (
+    AsFormat,
+    ConfigFile,
+    ConfigFiles,
+    DataDir,
+    Format,
+    HostFile,
+    Listed,
+    Out,
+    Overrides,
+    Quiet,
+    Ranks,
+    RunDir,
+    Seed,
+    Seeds,
+    Target,
+)
 
 if TYPE_CHECKING:
     from fedsparse.cli.folders import RunFolder
@@ -23,47 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class Format(StrEnum):
-    """How a result is printed on standard output."""
-
-    table = "table"
-    json = "json"
-
-
-class Listed(StrEnum):
-    """What can be listed."""
-
-    methods = "methods"
-    models = "models"
-    datasets = "datasets"
-
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The configuration.")]
-ConfigFiles = Annotated[
-    list[Path], typer.Argument(metavar="CONFIG.toml...", help="Configurations, each of one method or of several.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Set a value of the configuration.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder for the results [default: in runs/].")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Replace the configuration's seed.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.")]
-Seeds = Annotated[
-    int, typer.Option("--seeds", min=1, help="Run that many consecutive seeds; the table has their means.")
-]
-Target = Annotated[
-    float | None,
-    typer.Option("--target", min=0.0, max=1.0, help="An accuracy; the table has what it took to reach it."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of the run.")]
-HostFile = Annotated[
-    Path | None, typer.Option("--hostfile", exists=True, dir_okay=False, help="With --ranks: mpirun's list of hosts.")
-]
-Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Run on that many MPI ranks.")]
-AsFormat = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 
 
 def print_version(wanted: bool) -> None:
@@ -118,7 +93,7 @@ def run(
         return work(checked, experiment)
     folder = run_folder(out, checked.name, checked.seed)
     if ranks > 1 and world_size() == 1:
-        from fedsparse.cli.ranks import run_on_ranks
+        from fedsparse.cli.ranks import options_again, run_on_ranks
 
         options = options_again(overrides, folder.path, seed, data_dir, quiet, format)
         return run_on_ranks(ranks, hostfile, ["run", str(config), *options], folder, checked.threads)
@@ -138,7 +113,7 @@ def resume(
     hostfile: HostFile = None,
 ) -> int:
     """Go on with a run that was interrupted or killed, from its last checkpoint, as if it had never stopped."""
-    from fedsparse.cli import launch
+    from fedsparse.cli import launch, showing
     from fedsparse.cli.folders import old_folder
     from fedsparse.comm.mpi import world_rank, world_size
     from fedsparse.config import reload
@@ -152,11 +127,11 @@ def resume(
         return work(checked, experiment)
     result = read_result(folder / "result.json")
     if result is not None and result["status"] == "complete" and rounds is None:
-        launch.show_one(result, folder, format is Format.json)
+        showing.show_one(result, folder, format is Format.json)
         return 0
     start = launch.checkpoint_of(checked, experiment, folder, rounds)
     if ranks > 1 and world_size() == 1:
-        from fedsparse.cli.ranks import run_on_ranks
+        from fedsparse.cli.ranks import options_again, run_on_ranks
 
         options = ["resume", str(folder), *([] if rounds is None else ["--from", str(rounds)])]
         options += options_again(None, None, None, data_dir, quiet, format)
@@ -185,22 +160,12 @@ def work(config: Any, experiment: Any) -> int:
 
 def conduct(config: Any, experiment: Any, folder: RunFolder, quiet: bool, format: Format, start: Any = None) -> int:
     """Run into a folder, draw the report and show the result; the exit code."""
-    from fedsparse.cli import launch
+    from fedsparse.cli import launch, showing
 
     result = launch.execute(config, experiment, folder, quiet, start)
-    launch.draw([folder.path], folder.path, config.name)
-    launch.show_one(result, folder.path, format is Format.json)
+    showing.draw([folder.path], folder.path, config.name)
+    showing.show_one(result, folder.path, format is Format.json)
     return 0 if result["status"] == "complete" else INTERRUPTED
-
-
-def options_again(
-    overrides: list[str] | None, out: Path | None, seed: int | None, data_dir: Path | None, quiet: bool, format: Format
-) -> list[str]:
-    """Return the options of `run` as they would be typed."""
-    options = [word for override in overrides or [] for word in ("--set", override)]
-    for name, value in (("--out", out), ("--seed", seed), ("--data-dir", data_dir)):
-        options += [] if value is None else [name, str(value)]
-    return [*options, *(["--quiet"] if quiet else []), "--format", format.value]
 
 
 @app.command()
@@ -220,18 +185,18 @@ def compare(
     They share the seeds, the data, the split and the sampled clients. Given again with the --out of a comparison that
     was stopped, it goes on: complete runs are kept, the others resumed.
     """
-    from fedsparse.cli import launch
+    from fedsparse.cli import comparing, showing
     from fedsparse.cli.continuing import folder_of
 
-    runs = launch.plan(configs, overrides or [], seed, data_dir, seeds)
-    experiments = launch.experiments_of(runs)
+    runs = comparing.plan(configs, overrides or [], seed, data_dir, seeds)
+    experiments = comparing.experiments_of(runs)
     if not quiet:
-        launch.tell_exceptions(runs, overrides or [])
+        comparing.tell_exceptions(runs, overrides or [])
     folder = folder_of(out, configs, {run.folder: run.config for run in runs})
-    outcome = launch.run_all(runs, experiments, folder, quiet)
+    outcome = comparing.run_all(runs, experiments, folder, quiet)
     if outcome.folders:
-        launch.draw(outcome.folders, folder.path, folder.path.name, target)
-        launch.show(outcome.folders, folder.path, folder.path.name, target, format is Format.json)
+        showing.draw(outcome.folders, folder.path, folder.path.name, target)
+        showing.show(outcome.folders, folder.path, folder.path.name, target, format is Format.json)
     if outcome.failures:
         raise CommandError("; ".join(outcome.failures), FAILED)
     if not outcome.complete:

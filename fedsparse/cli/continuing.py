@@ -13,7 +13,7 @@ from fedsparse.federated.identity import difference
 from fedsparse.report.records import read_object, read_result
 
 PLAN = "comparison.json"
-FREE = ("failures", "checkpoints", "track")
+FREE = ("failures", "ranks", "checkpoints", "track")
 """Tables that a comparison that goes on may change, as a resumed run may: they decide no number."""
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from fedsparse.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, CommandError
 from fedsparse.cli.folders import RunFolder
+from fedsparse.cli.options import Format
 from fedsparse.report.records import read_result
 
+PROGRAM = (sys.executable, "-m", "fedsparse")
 OURS = (FAILED, BAD_INPUT, STOPPED, INTERRUPTED)
 
 
@@ -27,7 +29,7 @@ def run_on_ranks(ranks: int, hostfile: Path | None, words: list[str], folder: Ru
         folder.discard()
         raise CommandError("--ranks needs mpirun, which is not installed; pip install 'fedsparse[mpi]' brings it")
     command = [mpirun, *flags(mpirun, hostfile, threads), "-n", str(ranks)]
-    command += [sys.executable, "-m", "fedsparse", *words]
+    command += [*PROGRAM, *words]
     code = supervise(command, {**os.environ, **environment(threads)})
     result = read_result(folder.path / "result.json")
     if code == 0 and result is not None:
@@ -41,6 +43,16 @@ def run_on_ranks(ranks: int, hostfile: Path | None, words: list[str], folder: Ru
         f"`fedsparse resume {folder.path}` goes on",
         STOPPED,
     )
+
+
+def options_again(
+    overrides: list[str] | None, out: Path | None, seed: int | None, data_dir: Path | None, quiet: bool, format: Format
+) -> list[str]:
+    """Return the options of `run` as they would be typed."""
+    options = [word for override in overrides or [] for word in ("--set", override)]
+    for name, value in (("--out", out), ("--seed", seed), ("--data-dir", data_dir)):
+        options += [] if value is None else [name, str(value)]
+    return [*options, *(["--quiet"] if quiet else []), "--format", format.value]
 
 
 def supervise(command: list[str], environment: dict[str, str]) -> int:
@@ -61,11 +73,15 @@ def find_mpirun() -> str | None:
 
 
 def flags(mpirun: str, hostfile: Path | None, threads: int) -> list[str]:
-    """What this mpirun must be told: to survive lost ranks where it can, to bind none, and where the hosts are."""
+    """What this mpirun must be told: to survive lost ranks where it can, to bind none, and where the hosts are.
+
+    Open MPI gives other hosts no variable but its own unless it is named; MPICH gives them all.
+    """
     told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
     if "Open MPI" in told or "PRRTE" in told:
         found = ["--with-ft", "ulfm", "--bind-to", "none"]
-        hosts = [word for name in environment(threads) for word in ("-x", name)]
+        ours = [name for name in os.environ if name.startswith("FEDSPARSE_") or name == "PYTHONPATH"]
+        hosts = [word for name in (*environment(threads), *ours) for word in ("-x", name)]
         return found if hostfile is None else [*found, "--hostfile", str(hostfile), *hosts]
     return ["-bind-to", "none"] if hostfile is None else ["-bind-to", "none", "-f", str(hostfile)]
 

@@ -38,6 +38,11 @@ def local_rank() -> int:
     return _told(("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"), 0)
 
 
+def local_size() -> int:
+    """Ranks of the job on this host, 1 where the process was started by itself; imports no MPI."""
+    return _told(("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"), 1)
+
+
 def _told(names: tuple[str, ...], otherwise: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), otherwise)
 
@@ -60,10 +65,12 @@ class Link:
     """This process's end of the MPI job.
 
     rank, size: as MPI has them. lost: ranks that MPI reports as failed, or that `give_up` named. abandoned: whether
-    this worker waited for rank 0 in vain. exit_code: what this process is to end with.
+    this worker waited for rank 0 in vain. exit_code: what this process is to end with. beyond_reach: whether a rank was
+    given up whose process may still be there, on another host, for which MPI would wait.
     """
 
     exit_code: ClassVar[int] = 0
+    beyond_reach: ClassVar[bool] = False
     _put_back: ClassVar[list[Received]] = []
 
     def __init__(self) -> None:
@@ -135,21 +142,34 @@ class Link:
         return f"{socket.gethostname()} {os.getpid()}".encode()
 
     def give_up(self, rank: int) -> None:
-        """Count a silent rank as lost, and end its process if it is on this host, so that it cannot wake up later."""
+        """Count a silent rank as lost, and end its process, so that it cannot wake up later.
+
+        At once if it is on this host, else when this process ends.
+        """
         self.lost.add(rank)
         host, process = self._processes.get(rank, ("", 0))
-        if process and host == socket.gethostname():
-            try:
-                os.kill(process, 9)
-            except ProcessLookupError:
-                self._processes.pop(rank)
+        if host != socket.gethostname():
+            Link.beyond_reach = True
+            return
+        try:
+            os.kill(process, 9)
+        except ProcessLookupError:
+            self._processes.pop(rank)
 
     @classmethod
     def leave(cls, code: int | None = None) -> None:
-        """End this process without finalizing MPI, which would wait without end for ranks that are lost."""
+        """End this process without finalizing MPI, which would wait without end for ranks that are lost.
+
+        Where one is beyond reach, mpirun ends the whole job, else it would wait for that one.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(cls.exit_code if code is None else code)
+        code = cls.exit_code if code is None else code
+        if cls.beyond_reach:
+            from mpi4py import MPI
+
+            MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
 
     def fail(self) -> None:
         """End this process after an error that nobody handled, and the others too where they cannot go on.

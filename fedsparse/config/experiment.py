@@ -24,6 +24,7 @@ from fedsparse.federated import Checkpoints, Experiment, Failures, Training
 from fedsparse.federated.cohort import admits
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
+from fedsparse.nn import keep_activations, parse_levels
 
 Splits = tuple[Samples, Samples]
 NOT_LOCAL = {"pretrain_epochs", "memory_limit"}
@@ -42,6 +43,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
     public, rest = held_back(config, len(train))
     parts = split(config, train, rest)
     model = build(config, train)
+    check_activations(config, model)
     check_smallest_batch(config, model, train, parts)
     return Experiment(
         model=model,
@@ -60,6 +62,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         failures=Failures(**config.failures.model_dump(exclude_none=True)),
         checkpoints=Checkpoints(**config.checkpoints.model_dump()),
         memory_limits=limits,
+        server_works=config.ranks.server_works,
     )
 
 
@@ -208,6 +211,28 @@ def build(config: Config, train: Samples) -> nn.Module:
             raise ConfigError(
                 f"{given}model.width is {config.model.width or 'the default'}, and the model cannot be built: {error}"
             ) from None
+
+
+def check_activations(config: Config, model: nn.Module) -> None:
+    """Refuse levels that do not exist, and patterns that fit no convolution."""
+    levels = config.train.activations
+    if levels is None:
+        return
+    try:
+        if all(level.keeps_all for level in parse_levels(levels).values()):
+            return
+        if config.train.cohort > 1:
+            raise ValueError(
+                f"activations is {levels!r}, but train.cohort is {config.train.cohort}, and clients trained together "
+                "keep all; leave one of the two out"
+            )
+        trial = keep_activations(config.method.prepare(copy.deepcopy(model)), levels)
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from None
+    if not any(hasattr(module, "level") for module in trial.modules()):
+        raise ConfigError(
+            f"train.activations is {levels!r}, but {config.model.name} has no convolution, and only those have a level"
+        )
 
 
 def check_smallest_batch(config: Config, model: nn.Module, train: Samples, parts: list[np.ndarray]) -> None:

@@ -74,9 +74,10 @@ class Train(Table):
     `lr_decay` multiplies the learning rate once a round, `proximal` is FedProx's mu, `momentum` is SGD's alone,
     `pretrain_epochs` are the server's on `data.public_share`, `eval_every` is the number of rounds from one test of the
     server's model to the next. `clients_per_round` is all clients unless given; what a method's paper says of epochs,
-    batch size or optimizer replaces the defaults here (`fedsparse list methods`). With `recompute`, norms after sparse
-    convolutions keep no input but compute it again in the backward pass: less memory, more time, the same bits. With
-    `lossless`, sparse convolutions keep outputs of ReLU as a bitmap and what is not 0. `memory_limit` is what a client
+    batch size or optimizer replaces the defaults here (`fedsparse list methods`). `activations` is what layers keep for
+    the backward pass: "dense", "lossless", "bf16", "recompute" or "pruned(SHARE)", "pruned(SHARE, bf16)", or a table of
+    these by patterns of layers' names, of which the first that fits holds; default: the method's, "dense" but for
+    FedMef. `memory_limit` is what a client
     may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
     with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
     pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
@@ -99,9 +100,8 @@ class Train(Table):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     pretrain_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
     eval_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    recompute: bool = False
-    lossless: bool = False
     memory: Literal["fast", "compact"] = "fast"
+    activations: str | dict[str, str] | None = None
     dense_passes: bool = True
     memory_limit: Limit | None = None
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -132,6 +132,15 @@ class Failures(Table):
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
     lost_clients: Literal["hand over", "leave out"] = "hand over"
     server_deadline: Positive | None = None
+
+
+class Ranks(Table):
+    """`[ranks]`: `server_works` says whether rank 0 of an MPI job trains clients too.
+
+    Left out, it does in a job of at most 8 ranks where those of its host have a core for each thread, or a GPU each.
+    """
+
+    server_works: bool | None = None
 
 
 class Checkpoints(Table):
@@ -173,6 +182,7 @@ class Tables(Table):
     wire: Wire = Wire()
     aggregation: Aggregation = Aggregation()
     failures: Failures = Failures()
+    ranks: Ranks = Ranks()
     checkpoints: Checkpoints = Checkpoints()
 
 

@@ -3,7 +3,8 @@
 A choice (`Plan`) is a level of the activation store and a number of pieces in which a minibatch goes through the model,
 their gradients added up. Before a round the server chooses for every sampled client: the first plan of a fixed order
 whose trial stays below `SHARE` of the client's limit. In that order there are as few pieces as possible, and for that
-many the fastest level, from the level that the training names on. Levels change no bit of the result; pieces add the
+many the fastest level, from that of the run on (one that computes something else, as FedMef's
+"pruned", stays). Levels change no bit of the result; pieces add the
 gradient up in another order, and batch norm normalises each piece by its own statistics and moves its running ones with
 each. Pieces are halved down to 4 samples, without batch norm down to 1. A client's density is never chosen: in every
 method here all clients train under masks of the server's size.
@@ -28,7 +29,7 @@ from torch import nn
 
 from fedsparse.federated.errors import BudgetError, RunError
 from fedsparse.federated.experiment import Experiment
-from fedsparse.federated.plan import LEVELS, Plan, level_of, section_of
+from fedsparse.federated.plan import Plan, levels_from, section_of
 from fedsparse.federated.server import Server
 from fedsparse.federated.worker import Worker
 from fedsparse.federated.workers import Done
@@ -104,7 +105,7 @@ class Budget:
         splits = 1
         while splits == 1 or -(-batch // splits) >= least:
             if splits == 1 or -(-batch // splits) < samples:
-                for level in LEVELS[LEVELS.index(level_of(self.experiment.training)) :]:
+                for level in levels_from(self.experiment.training, self.experiment.method):
                     yield Plan(level, splits)
             splits *= 2
             if splits > batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated.method import Method
 from fedsparse.federated.seeds import numpy_generator, torch_generator
-from fedsparse.nn import SparseLayer, pack_relu_outputs, recompute_norm_inputs
+from fedsparse.nn import Levels, SparseLayer, keep_activations, parse_levels
 from fedsparse.nn.walk import Tensors
 from fedsparse.optim import SGD, Adam
 from fedsparse.topology import MEMORIES, Memory, Move, Topology
@@ -30,12 +30,11 @@ class Training:
     weight_decay), its state fresh each round; lr_decay, lr_schedule: the learning rate of round t is lr * lr_decay^t,
     with "cosine" also times (1 + cos(pi t / T)) / 2; proximal: mu of FedProx (Li et al., MLSys 2020), which adds
     mu / 2 * ||w - w_t||^2 to every client's loss, for any method; eval_every: rounds between evaluations (the last
-    round is always evaluated); recompute: norms keep no input that a sparse convolution made, but compute it again in
-    the backward pass (`nn.recompute_norm_inputs`): about half of the activations, the same bits;
-    lossless: sparse convolutions keep outputs of ReLU without their zeros (`nn.pack_relu_outputs`), the same bits;
-    memory: how sparse layers keep their indices, "fast" or "compact" (see `nn.sparsify`), the same bits;
-    dense_passes: whether passes run on dense torch where that is faster, which unpacks one layer's weight at a time;
-    cohort: how many clients one process trains at once (see `cohort`), for methods that leave local training as it is.
+    round is always evaluated); activations: what layers keep for the backward pass, one level or levels by patterns of
+    layers' names (`nn.keep_activations`); None: as the method has it; dense_passes: whether passes run on dense torch
+    where that is faster, which unpacks one layer's weight at a time; cohort: how many clients one process trains at
+    once (see `cohort`), for methods that leave local training as it is; memory: how sparse layers keep their
+    indices, "fast" or "compact" (see `nn.sparsify`), the same bits.
     """
 
     rounds: int = 10
@@ -51,11 +50,10 @@ class Training:
     proximal: float = 0.0
     eval_every: int = 1
     augment: bool = False
-    recompute: bool = False
-    lossless: bool = False
     memory: Memory = "fast"
     dense_passes: bool = True
     cohort: int = 1
+    activations: Levels | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
@@ -65,6 +63,8 @@ class Training:
         for name, choices in words:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
+        if self.activations is not None:
+            parse_levels(self.activations)
 
     def learning_rate(self, t: int) -> float:
         """The learning rate of round t."""
@@ -87,7 +87,8 @@ class Client:
     trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
     report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
     `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
-    the model, their gradients added up.
+    the model, their gradients added up. between: called before each minibatch; a rank that serves others attends to
+    them there.
     """
 
     id: int
@@ -110,6 +111,7 @@ class Client:
     used: InitVar[SGD | Adam | None] = None
     tensors: Tensors = field(init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
+    between: Callable[[], None] = lambda: None
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self, found: Tensors | None, used: SGD | Adam | None) -> None:
@@ -148,6 +150,7 @@ class Client:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             if len(batch) > 1 or start == 0 or size == 1:
+                self.between()
                 x, y = self.data.batch(batch, noise)
                 yield x.to(device), y.to(device)
 
@@ -174,18 +177,23 @@ class Client:
         for parameter in self.tensors.parameters:
             parameter.grad = None
 
-    def keep_less(self) -> None:
-        """Until the round's end keep for backward passes what `training` says: `lossless`, `recompute`."""
-        if self.training.lossless:
-            self.contexts.enter_context(pack_relu_outputs())
-        if self.training.recompute:
-            self.contexts.enter_context(recompute_norm_inputs())
+    def keep_activations(self, method: Method) -> None:
+        """Give the model's layers the levels that `training` says, or where it says nothing, `method`."""
+        levels = method.activations if self.training.activations is None else self.training.activations
+        tell_levels(self.model, levels)
 
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""
         for parameter, start in self.anchor.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.training.proximal)
+
+
+def tell_levels(model: nn.Module, levels: Levels) -> None:
+    """`keep_activations`, but where a worker's model was told the same before: a small model's round is short."""
+    if model.__dict__.get("activation_levels", "dense") != levels:
+        keep_activations(model, levels)
+        model.activation_levels = levels  # type: ignore[assignment]
 
 
 def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, float | Tensor]:
@@ -222,7 +230,7 @@ def train(client: Client, method: Method) -> None:
     """E local epochs of SGD under the method's hooks; sets `client.loss`."""
     client.tensors.train()
     with client.contexts:
-        client.keep_less()
+        client.keep_activations(method)
         method.begin(client)
         for epoch in range(client.training.epochs):
             losses: float | Tensor = 0.0

@@ -1,7 +1,7 @@
 """Several clients' local training at once (`nn.Cohort`), each on its own batches in its own order.
 
 For methods that leave local training as FedAvg has it (`admits`). Clients may have different numbers of batches, and a
-smaller last batch. What the blocked region keeps less of (`train.recompute`, `train.lossless`) does not act here.
+smaller last batch. All is kept for the backward pass: levels of `train.activations` are for one client at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fedsparse.federated.client import Client
+from fedsparse.federated.client import Client, tell_levels
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.method import Method
 from fedsparse.nn.cohort import Batch, Cohort
@@ -66,6 +66,7 @@ def train_together(clients: Sequence[Client], method: Method) -> Iterator[Client
     if not admits(method):
         raise ValueError(f"{method.name} changes local training, so that its clients train one after the other")
     model, training, t = clients[0].model, clients[0].training, clients[0].round
+    tell_levels(model, "dense")
     model.train()
     cohort = Cohort(
         model, len(clients), lambda them: training.make_optimizer(them, t), cross_entropy, training.proximal

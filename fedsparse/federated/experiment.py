@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import importlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,7 +72,8 @@ class Experiment:
     client. wire: how parameters travel both ways. public: samples that the server holds and pretrains the model on
     for `pretrain_epochs` before the first mask, as FedTiny's paper does. labels: entries for the result (the names
     of model and dataset). aggregation: how the reports of a round become one. memory_limits: bytes that each client may
-    take in a round, by client; how it trains is chosen so that it takes less (see `budget`).
+    take in a round, by client; how it trains is chosen so that it takes less (see `budget`). server_works: whether rank
+    0 of an MPI job trains clients too (None: where there is room for it, see `federated.ranks`); it decides no number.
     """
 
     model: nn.Module
@@ -88,14 +92,18 @@ class Experiment:
     failures: Failures = field(default_factory=Failures)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     memory_limits: Sequence[int] | None = None
+    server_works: bool | None = None
 
     def __post_init__(self) -> None:
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
+        if self.memory_limits is not None and self.training.cohort > 1:
+            raise ValueError(f"clients have memory limits, but training.cohort is {self.training.cohort}")
 
 
 def worker_of(experiment: Experiment) -> Worker:
     """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
+    _import_what_optimizers_import()
     method = experiment.method
     live_bytes()  # whatever is made from here on is counted
     model = method.prepare(copy.deepcopy(experiment.model))
@@ -109,3 +117,14 @@ def worker_of(experiment: Experiment) -> Worker:
         experiment.seed,
         experiment.wire,
     )
+
+
+def _import_what_optimizers_import() -> None:
+    """Import torch._dynamo before anything is measured, as the first optimizer of a process would amid a client's work.
+
+    The import leaves a cycle (in torch.fx) that holds its frames and by them every frame below, and so the tensors of
+    the whole stack, until some collection of garbage: peak bytes would depend on when that happens.
+    """
+    if "torch._dynamo" not in sys.modules:
+        importlib.import_module("torch._dynamo")
+        gc.collect()

@@ -17,9 +17,9 @@ the others on rank 0:
 | manifest | between these and its manifest |
 | prune | before older checkpoints are deleted |
 
-Kinds: kill (SIGKILL), stop (SIGSTOP), raise, exit0 (`sys.exit(0)`), slow or slow=SECONDS (sleep, else 5),
-full (the disk is full); of reports also garbage (random bytes), nan, wrong-shape, stale (the round before); of answers
-duplicate (sent twice) and garbage. Without the variable nothing of this happens.
+Kinds: kill (SIGKILL), stop (SIGSTOP), raise, exit0 (`sys.exit(0)`), leave0 (`os._exit(0)`), slow or slow=SECONDS
+(sleep, else 5), full (the disk is full); of reports also garbage (random bytes), nan, wrong-shape, stale (the round
+before); of answers duplicate (sent twice) and garbage. Without the variable nothing of this happens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fedsparse.wire import Section, Values, decode, encode
 
 VARIABLE = "FEDSPARSE_FAULT"
 POINTS = ("train", "report", "answer", "open", "send", "update", "record", "line", "tensors", "manifest", "prune")
-ACTS = ("kill", "stop", "raise", "exit0", "slow", "full")
+ACTS = ("kill", "stop", "raise", "exit0", "leave0", "slow", "full")
 SPOILS = ("garbage", "nan", "wrong-shape", "stale", "duplicate")
 _FORM = re.compile(rf"(\d+):(-?\d+):({'|'.join(POINTS)}):({'|'.join((*ACTS, *SPOILS))})(?:(?<=:slow)=(\d+\.?\d*))?")
 
@@ -97,6 +97,8 @@ def reach(point: str, round: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault.kind == "exit0":
         sys.exit(0)
+    elif fault.kind == "leave0":
+        os._exit(0)
     elif fault.kind == "slow":
         time.sleep(fault.seconds)
     elif fault.kind == "full":

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from fedsparse.federated import exchange
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.seeds import derive
+from fedsparse.nn import Levels
 from fedsparse.wire import Section, Spec, ValuesSpec
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class Method:
     def adjustments(self, rounds: int) -> list[int]:
         """One adjustment round of each kind, the costliest: the first."""
         return [t for t in range(rounds) if self.adjusts(t, rounds)][:1]
+
+    @property
+    def activations(self) -> Levels:
+        """What layers keep for the backward pass where the run's `Training` does not say (`nn.keep_activations`)."""
+        return "dense"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Change the freshly built model, on both sides."""

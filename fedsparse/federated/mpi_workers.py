@@ -6,24 +6,20 @@ import bisect
 import itertools
 import logging
 import math
-import struct
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsparse.comm.mpi import Link, Received
-from fedsparse.federated import faults
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
 from fedsparse.federated.scheduling import Pace
 from fedsparse.federated.worker import Worker
+from fedsparse.federated.worker_rank import ANSWER, ORDER
 from fedsparse.federated.workers import Done, Incident, Tag, carry_out, deliver
 
 log = logging.getLogger("fedsparse")
-_ANSWER = struct.Struct("<qqdq")
-_GOES_ON = "`fedsparse resume` goes on from its last checkpoint"
-_ORDER = struct.Struct("<qqq")
 
 
 @dataclass
@@ -37,14 +33,41 @@ class Order:
     wanted: bool = True
 
 
+@dataclass
+class Job:
+    """What `work` was asked for; waiting: clients that nobody is at, those with the most samples last."""
+
+    kind: Tag
+    waiting: list[int]
+    task: str
+    round: int
+    until: float
+
+
+class OutOfTimeError(Exception):
+    """Ends this rank's own client, at a minibatch, when the round's deadline is over."""
+
+
 class MPIWorkers:
     """The other ranks of the job; this one serves. Clients are handed out as `scheduling` says, to whoever is idle.
 
+    own: this rank's worker, where it trains clients too: one at a time, and before each of its minibatches it takes the
+    others' answers and hands out what waits. Without it, or while others would be done sooner, rank 0 sleeps.
     A rank that is killed, or silent for `failures.client_deadline` seconds over one client, is given up; so is one that
     has not said hello after `startup` seconds. Raises StoppedError when no rank is left.
     """
 
-    def __init__(self, link: Link, samples: Sequence[int], failures: Failures, startup: float = 300.0) -> None:
+    def __init__(
+        self,
+        link: Link,
+        samples: Sequence[int],
+        failures: Failures,
+        own: Worker | None = None,
+        startup: float = 300.0,
+    ) -> None:
+        self.own = own
+        if own is not None:
+            own.between = self._attend
         self.link, self.samples, self.failures = link, samples, failures
         self.ready: set[int] = set()
         self.ready_by = time.monotonic() + startup
@@ -54,6 +77,8 @@ class MPIWorkers:
         self._numbers = itertools.count(time.time_ns())
         self._incidents: list[Incident] = []
         self._told: set[int] = set()
+        self._arrived: deque[Done] = deque()
+        self._job = Job(Tag.TRAIN, [], "", 0, math.inf)
 
     @property
     def ranks(self) -> list[int]:
@@ -61,7 +86,9 @@ class MPIWorkers:
         return [rank for rank in range(1, self.link.size) if rank not in self.link.lost]
 
     def send(self, kind: Tag, data: bytes) -> None:
-        """Send to every rank that still answers."""
+        """Send to every rank that still answers, and to this one's worker."""
+        if self.own is not None and kind is not Tag.STOP:
+            deliver(self.own, kind, data)
         for rank in self.ranks:
             self.link.send(rank, kind, data)
 
@@ -70,18 +97,15 @@ class MPIWorkers:
     ) -> Iterator[Done]:
         """Hand out the clients until all have come back, or have been left out."""
         waiting = sorted(clients, key=lambda id: (self.samples[id], -id))
-        while waiting or any(order.wanted for order in self.orders.values()):
-            if time.monotonic() > until:
+        self._job = Job(kind, waiting, task, round, until)
+        while waiting or self._arrived or any(order.wanted for order in self.orders.values()):
+            if self._arrived:
+                yield self._arrived.popleft()
+            elif time.monotonic() > until:
                 yield from self._leave_out(waiting)
                 return
-            yield from self._lost(waiting)
-            if not self.ranks:
-                raise StoppedError("no worker rank is left: all were killed, or silent beyond the deadline")
-            self._hand_out(kind, waiting, task, round)
-            self._reassure()
-            message = self.link.receive(min(0.5, max(0.0, until - time.monotonic())))
-            if message is not None and (done := self._take(message)) is not None:
-                yield done
+            elif not self._work_too():
+                self._look(min(0.5, max(0.0, until - time.monotonic())))
 
     def incidents(self) -> list[Incident]:
         """What ranks did that they should not, since this was last asked."""
@@ -115,20 +139,68 @@ class MPIWorkers:
             self.link.give_up(rank)
         self.link.flush(seconds)
 
-    def _hand_out(self, kind: Tag, waiting: list[int], task: str, round: int) -> None:
-        pace, now = self.paces[task], time.monotonic()
+    def _look(self, seconds: float) -> bool:
+        """Hand out what waits and take the next message, for which to wait that long; whether one came."""
+        waiting = self._job.waiting
+        self._arrived.extend(self._lost(waiting))
+        if not self.ranks and self.own is None:
+            raise StoppedError("no worker rank is left: all were killed, or silent beyond the deadline")
+        self._hand_out()
+        self._reassure()
+        message = self.link.receive(0.0 if self._arrived else seconds)
+        if message is not None and (done := self._take(message)) is not None:
+            self._arrived.append(done)
+        return message is not None
+
+    def _attend(self) -> None:
+        """Amid this rank's own client: serve whoever is there."""
+        while self._look(0.0):
+            pass
+        if time.monotonic() > self._job.until:
+            raise OutOfTimeError
+
+    def _work_too(self) -> bool:
+        """Do one client here, if there is one that no other rank would finish sooner; whether there was."""
+        job = self._job
+        while self.own is not None and self._look(0.0):
+            pass
+        order = None if self.own is None else self._next_for(0)
+        if self.own is None or order is None:
+            return False
+        self.orders[0] = order
+        try:
+            done = carry_out(self.own, job.kind, order.client, job.task)
+        finally:
+            del self.orders[0]
+        if time.monotonic() > job.until:
+            done = Done(order.client, None, "not done by the round's deadline")
+        elif done.answer is not None:
+            self.paces[job.task].note(0, self.samples[order.client], done.seconds)
+        self._arrived.append(done)
+        return True
+
+    def _hand_out(self) -> None:
+        job = self._job
         for rank in self.ranks:
-            if rank not in self.ready or rank in self.orders or not waiting:
+            if rank not in self.ready or rank in self.orders:
                 continue
-            busy = {
-                other: order.since + self.paces[order.task].expected(other, self.samples[order.client]) - now
-                for other, order in self.orders.items()
-            }
-            at = pace.choose(rank, [self.samples[id] for id in waiting], busy)
-            if at is not None:
-                order = Order(next(self._numbers), waiting.pop(at), task, now)
-                self.link.send(rank, kind, _ORDER.pack(order.number, order.client, round) + task.encode())
+            order = self._next_for(rank)
+            if order is not None:
+                words = ORDER.pack(order.number, order.client, job.round) + job.task.encode()
+                self.link.send(rank, job.kind, words)
                 self.orders[rank] = order
+
+    def _next_for(self, rank: int) -> Order | None:
+        """Take a waiting client for an idle rank; None where the others do better without it."""
+        job, now = self._job, time.monotonic()
+        if not job.waiting:
+            return None
+        busy = {
+            other: order.since + self.paces[order.task].expected(other, self.samples[order.client]) - now
+            for other, order in self.orders.items()
+        }
+        at = self.paces[job.task].choose(rank, [self.samples[id] for id in job.waiting], busy)
+        return None if at is None else Order(next(self._numbers), job.waiting.pop(at), job.task, now)
 
     def _reassure(self) -> None:
         """Several times within their patience, tell ranks that have no client that rank 0 waits too."""
@@ -148,8 +220,8 @@ class MPIWorkers:
             self.link.introduce(rank, data)
             return None
         order = self.orders.get(rank)
-        readable = len(data) >= _ANSWER.size
-        number, client, seconds, peak = _ANSWER.unpack_from(data) if readable else (0, 0, 0.0, 0)
+        readable = len(data) >= ANSWER.size
+        number, client, seconds, peak = ANSWER.unpack_from(data) if readable else (0, 0, 0.0, 0)
         if order is None or (readable and number != order.number):
             self._report(rank, client if readable else None, "sent an answer that was not asked for, or sent it twice")
             return None
@@ -161,7 +233,7 @@ class MPIWorkers:
             return None
         if not readable or client != order.client:
             return Done(order.client, None, f"rank {rank} sent an answer that cannot be read")
-        rest = data[_ANSWER.size :]
+        rest = data[ANSWER.size :]
         if message.tag != Tag.ANSWER:
             return Done(client, None, bytes(rest).decode(errors="replace"))
         self.paces[order.task].note(rank, self.samples[client], seconds)
@@ -181,7 +253,7 @@ class MPIWorkers:
         now, limit = time.monotonic(), self.failures.client_deadline
         for rank in set(self.ranks) - self.ready if now > self.ready_by else ():
             self.link.give_up(rank)
-        for rank in [rank for rank, order in self.orders.items() if now > order.since + limit]:
+        for rank in [rank for rank, order in self.orders.items() if rank and now > order.since + limit]:
             self.link.give_up(rank)
         for rank in sorted(self.link.lost - self._told):
             self._told.add(rank)
@@ -199,42 +271,3 @@ class MPIWorkers:
     def _report(self, rank: int, client: int | None, reason: str) -> None:
         self._incidents.append({"rank": rank, "client": client, "reason": reason})
         log.warning("rank %d %s", rank, reason)
-
-
-def serve(link: Link, worker: Worker, patience: float) -> None:
-    """A worker rank's life: take messages from rank 0, carry out orders, until it says stop.
-
-    patience: seconds of silence after which the server counts as gone, so that no rank waits for ever.
-    """
-    link.send(0, Tag.HELLO, link.identity())
-    until = time.monotonic() + patience
-    while True:
-        message = link.receive(until - time.monotonic())
-        if message is None:
-            if 0 in link.lost:
-                raise StoppedError(f"the server's rank is lost; {_GOES_ON}")
-            if time.monotonic() >= until:
-                link.abandoned = True
-                raise StoppedError(f"the server was silent for {patience:g} seconds; {_GOES_ON}")
-            continue
-        kind = Tag(message.tag)
-        if kind is Tag.STOP:
-            link.send(0, Tag.STOP, b"")
-            link.flush(10.0)
-            return
-        if kind in (Tag.TRAIN, Tag.PERFORM):
-            answer(link, worker, kind, message.data)
-        elif kind is not Tag.WAIT:
-            deliver(worker, kind, message.data)
-        until = time.monotonic() + patience
-
-
-def answer(link: Link, worker: Worker, kind: Tag, order: memoryview) -> None:
-    """Carry out one order and send what comes of it."""
-    number, client, round = _ORDER.unpack_from(order)
-    done = carry_out(worker, kind, client, bytes(order[_ORDER.size :]).decode())
-    head = _ANSWER.pack(number, client, done.seconds, done.peak)
-    tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
-    faults.reach("answer", round)
-    for frame in faults.answers(head + rest, round):
-        link.send(0, tag, frame)

@@ -12,9 +12,13 @@ from fedsparse.wire import Section, Values
 
 if TYPE_CHECKING:
     from fedsparse.federated.client import Training
+    from fedsparse.federated.method import Method
 
 LEVELS = ("dense", "lossless", "recompute")
 """Levels of the activation store that compute the same, the fastest first."""
+OWN = "own"
+"""Stands for levels that compute something else, or differ by layer: those of the run, which no plan changes."""
+CODES = (*LEVELS, OWN)
 
 
 class Plan(NamedTuple):
@@ -25,17 +29,21 @@ class Plan(NamedTuple):
 
     def applied(self, training: Training) -> Training:
         """The training at this level."""
-        return replace(training, lossless=self.level != "dense", recompute=self.level == "recompute")
+        return training if self.level == OWN else replace(training, activations=self.level)
 
 
-def level_of(training: Training) -> str:
-    """The level that a training names."""
-    return "recompute" if training.recompute else "lossless" if training.lossless else "dense"
+def levels_from(training: Training, method: Method) -> tuple[str, ...]:
+    """The levels that plans may have, the fastest first: from that of the run on, where it is one of `LEVELS`."""
+    given = method.activations if training.activations is None else training.activations
+    by_pattern = {"*": given} if isinstance(given, str) else given
+    if set(by_pattern) == {"*"} and by_pattern["*"] in LEVELS:
+        return LEVELS[LEVELS.index(by_pattern["*"]) :]
+    return (OWN,)
 
 
 def section_of(plans: Mapping[int, Plan]) -> Values:
-    """Plans by client as int64 [clients, 3]: client, place in `LEVELS`, pieces."""
-    rows = [(client, LEVELS.index(plan.level), plan.splits) for client, plan in sorted(plans.items())]
+    """Plans by client as int64 [clients, 3]: client, place in `CODES`, pieces."""
+    rows = [(client, CODES.index(plan.level), plan.splits) for client, plan in sorted(plans.items())]
     return Values(np.array(rows, dtype=np.int64).reshape(-1, 3))
 
 
@@ -45,5 +53,5 @@ def plan_for(client: int, sections: Mapping[str, Section]) -> Plan | None:
     if isinstance(section, Values):
         for id, level, splits in section.array.tolist():
             if id == client:
-                return Plan(LEVELS[level], splits)
+                return Plan(CODES[level], splits)
     return None

@@ -1,19 +1,30 @@
-"""The same run on the ranks of an MPI job: rank 0 serves, every other rank is a worker that runs many clients."""
+"""The same run on the ranks of an MPI job: rank 0 serves, every other rank is a worker that runs many clients.
+
+Where there is room for it, or `server_works` says so, rank 0 trains clients too.
+"""
 
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fedsparse.comm.mpi import Link, survives_lost_ranks
+import torch
+
+from fedsparse.comm.mpi import Link, local_size, survives_lost_ranks
 from fedsparse.federated.checkpoint import Checkpoint
 from fedsparse.federated.experiment import Experiment, worker_of
-from fedsparse.federated.mpi_workers import MPIWorkers, serve
+from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.result import Record
 from fedsparse.federated.running import run
 from fedsparse.federated.status import Status
+from fedsparse.federated.worker_rank import serve
 from fedsparse.nn import dense_passes
+from fedsparse.nn.walk import parameters_of
+
+FEW = 8
+"""Ranks up to which rank 0's own work is worth what the others wait for it, half a minibatch a client."""
 
 
 def run_on_ranks(
@@ -41,8 +52,24 @@ def run_on_ranks(
                 serve(link, worker_of(experiment), experiment.failures.patience)
             return None
         samples = [len(part) for part in experiment.parts]
-        workers = MPIWorkers(link, samples, experiment.failures)
+        own = worker_of(experiment) if server_works(experiment, link.size, local_size()) else None
+        workers = MPIWorkers(link, samples, experiment.failures, own)
         return run(experiment, out, on_round, lambda _: workers, start, on_status)
     except BaseException:
         atexit.register(link.fail)
         raise
+
+
+def server_works(experiment: Experiment, ranks: int, here: int) -> bool:
+    """Whether rank 0 trains clients too.
+
+    Where the experiment leaves it open: in a job of few ranks of which the `here` on this host have a core for each of
+    their threads, or a GPU each.
+    """
+    if experiment.server_works is not None:
+        return experiment.server_works
+    if parameters_of(experiment.model)[0].is_cuda:
+        room = torch.cuda.device_count()
+    else:
+        room = len(os.sched_getaffinity(0)) // torch.get_num_threads()
+    return ranks <= FEW and here <= room

@@ -5,7 +5,7 @@ The worker sees bytes only, as a process on another machine would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -33,7 +33,7 @@ class Worker:
     """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client.
 
     common: the masks that every client of the round starts from. asked: the sections of the task messages so far, the
-    newest of each name: what a device would still hold of them.
+    newest of each name: what a device would still hold of them. between: as in `Client`.
     """
 
     model: nn.Module
@@ -48,6 +48,7 @@ class Worker:
     common: list[tuple[SparseLayer, Topology]] = field(default_factory=list)
     asked: Message | None = None
     peak: Peak = field(default_factory=Peak)
+    between: Callable[[], None] = lambda: None
     _found: tuple[Tensors, SGD | Adam] | None = None
     _vectors: dict[str, Tensor] = field(default_factory=dict)
     _start: list[Tensor] = field(default_factory=list)
@@ -150,7 +151,7 @@ class Worker:
         if (plan := plan_for(id, received)) is not None:
             training, splits = plan.applied(training), plan.splits
         work = self.data, self.parts[id], training, self.wire, received, splits
-        return Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer)
+        return Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer, between=self.between)
 
     def _at_start(self) -> tuple[Tensors, SGD | Adam]:
         """The model's tensors, under the masks that every client starts from, and an optimizer of them."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fedsparse.federated.masked_method import MaskedMethod
 from fedsparse.federated.server_growth import ServerGrowthMethod
-from fedsparse.nn import Store, prune_activations, sparse_layers
+from fedsparse.nn import Level, sparse_layers, standardise
 from fedsparse.pruning import lowest_values, prune_and_grow
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class FedMef(MaskedMethod, ServerGrowthMethod):
     See ServerGrowthMethod for interval, last and growth_batches. rate: a_l = floor(rate * 2 c(t) K_l), in groups.
     penalty: lambda, 0 for none. extrusion_lr: lr_0 as a multiple of the learning rate of round 0 (ours; 1 is the
     paper's formula). gamma: the share of each conv input that is not kept for the backward pass; 0 keeps all that is
-    not 0. store: how kept values are held. gain: of every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi))
-    keeps the variance through ReLUs.
+    not 0. store: how kept values are held. Where `train.activations` is given it holds instead of these two. gain: of
+    every NSConv filter at the start; 1.7139 = sqrt(2 / (1 - 1 / pi)) keeps the variance through ReLUs.
     """
 
     name: ClassVar[str] = "fedmef"
@@ -60,8 +60,13 @@ class FedMef(MaskedMethod, ServerGrowthMethod):
     gain: Annotated[float, Field(gt=0)] = 1.0
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """NSConv for convolution and batch norm; all convolutions, ReLUs and poolings keep little."""
-        return prune_activations(model, Store(1 - self.gamma, bfloat16=self.store == "bf16"), self.gain)
+        """NSConv for convolution and batch norm."""
+        return standardise(model, self.gain)
+
+    @property
+    def activations(self) -> str:
+        """All convolutions keep the share 1 - gamma of their input."""
+        return str(Level("pruned", 1 - self.gamma, self.store == "bf16"))
 
     def begin(self, client: Client) -> None:
         """Fix low_l: the positions, in each layer's values, of the weights that this round extrudes."""

@@ -1,25 +1,26 @@
 """Sparse layers, and the ways from a dense model to a sparse one and back."""
 
 import fedsparse.nn.region_functions  # noqa: F401  (torch's functions on Blocked)
-from fedsparse.nn.activation_store import Store
 from fedsparse.nn.cohort import Cohort
 from fedsparse.nn.convert import densify, explain, prunable, sparse_layers, sparsify, weight_shapes
 from fedsparse.nn.growth import Growth, add_gradients, collect_growth, growth_search, visit_gradients
-from fedsparse.nn.kept import pack_relu_outputs, recompute_norm_inputs
+from fedsparse.nn.keeping import keep_activations
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.level import Level, Levels, parse_levels
 from fedsparse.nn.norms import batch_norms, refresh_norms
 from fedsparse.nn.region import Blocked, use_region
-from fedsparse.nn.scaled_pruning import prune_activations
+from fedsparse.nn.scaled_pruning import standardise
 from fedsparse.ops.dispatch import dense_passes
 
 __all__ = [
     "Blocked",
     "Cohort",
     "Growth",
+    "Level",
+    "Levels",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
-    "Store",
     "add_gradients",
     "batch_norms",
     "collect_growth",
@@ -27,13 +28,13 @@ __all__ = [
     "densify",
     "explain",
     "growth_search",
-    "pack_relu_outputs",
+    "keep_activations",
+    "parse_levels",
     "prunable",
-    "prune_activations",
-    "recompute_norm_inputs",
     "refresh_norms",
     "sparse_layers",
     "sparsify",
+    "standardise",
     "use_region",
     "visit_gradients",
     "weight_shapes",

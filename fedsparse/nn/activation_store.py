@@ -19,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fedsparse import ops
 
 BYTE = 256
+MOST = 0.8
+"""Share of entries that are not 0 above which leaving out zeros does not pay."""
 
 
 class Store(NamedTuple):
@@ -41,14 +43,17 @@ class _Seen(NamedTuple):
 _seen = WeakTensorKeyDictionary()
 
 
-def packed(x: Tensor, store: Store) -> ops.PackedActivation:
-    """`x` [B, ...] packed; layers that share an input share the packed copy while one of them holds it."""
+def packed(x: Tensor, store: Store, images: int | None = None) -> ops.PackedActivation:
+    """`x` [B, ...] packed; layers that share an input share the packed copy while one of them holds it.
+
+    With `images`, x are blocks of that many images, [blocks, C, H, W, L], and each image is a sample.
+    """
     seen = _seen.get(x)
     if seen is not None and (seen.version, seen.store) == (x._version, store):
         found = seen.packed()
         if found is not None:
             return found
-    made = ops.pack_activation(x, store.share, store.bfloat16)
+    made = ops.pack_activation(x, store.share, store.bfloat16, images)
     _seen[x] = _Seen(x._version, store, weakref.ref(made))
     return made
 
@@ -57,8 +62,13 @@ def packed(x: Tensor, store: Store) -> ops.PackedActivation:
 def pruned_saves(x: Tensor, store: Store) -> Iterator[None]:
     """Within the context autograd keeps `x`, contiguous, as `packed` has it; other tensors are kept as they are.
 
+    So is x where nothing may be lost and too few of its entries are 0 for that to save anything.
+
     RuntimeError where nothing in the context keeps `x`: then it would be kept in a form that this does not know.
     """
+    if store.share == 1 and not store.bfloat16 and int(x.count_nonzero()) > MOST * x.numel():
+        yield
+        return
     kept, place, met = packed(x, store), (x.data_ptr(), x.shape, x.dtype), False
 
     def pack(saved: Tensor) -> Any:
@@ -80,16 +90,24 @@ def pruned_saves(x: Tensor, store: Store) -> Iterator[None]:
 class BitReLU(nn.ReLU):
     """ReLU that keeps one bit an element."""
 
+    lean = True
+
     def forward(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
+        if not self.lean or not isinstance(x, Tensor):  # blocks have their own
+            return super().forward(x)
         return ops.relu(x, self.inplace)
 
 
 class BitReLU6(nn.ReLU6):
     """ReLU6 that keeps one bit an element."""
 
+    lean = True
+
     def forward(self, x: Tensor) -> Tensor:
         """min(max(x, 0), 6)."""
+        if not self.lean or not isinstance(x, Tensor):
+            return functional.relu6(x, self.inplace)
         return ops.relu(x, self.inplace, limit=6.0)
 
 
@@ -130,8 +148,12 @@ def _window(
 class ByteMaxPool2d(nn.MaxPool2d):
     """Max pooling that keeps, for each output, its place in the window: one byte. Windows of up to 256 places."""
 
+    lean = True
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]."""
+        if not self.lean or not isinstance(x, Tensor):
+            return super().forward(x)
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
         return _MaxPool.apply(x, (*(_pair(size) for size in sizes), self.ceil_mode))
 
@@ -150,9 +172,17 @@ class _AveragePool(torch.autograd.Function):
 class BareAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """Adaptive average pooling that keeps no tensor."""
 
+    lean = True
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]."""
+        if not self.lean or not isinstance(x, Tensor):
+            return super().forward(x)
         return _AveragePool.apply(x, self.output_size)
+
+
+Lean = BitReLU | BitReLU6 | ByteMaxPool2d | BareAdaptiveAvgPool2d
+"""Modules that with `lean` false do as torch's."""
 
 
 def keep_bits(model: nn.Module) -> nn.Module:

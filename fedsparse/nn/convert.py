@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsparse import ops
 from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.level import DENSE
 from fedsparse.nn.region import leave
 from fedsparse.topology import MEMORIES, Memory, Topology
 
@@ -112,6 +113,8 @@ def sparsify(
         usual: Any = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
         sparse = getattr(layer, "sparse_class", usual).from_dense(layer, topology)
         sparse.set_memory(memory)
+        if isinstance(sparse, SparseConv2d):
+            sparse.level = getattr(layer, "level", DENSE)
         sparse.values.requires_grad_(layer.weight.requires_grad)
         if sparse.bias is not None and layer.bias is not None:
             sparse.bias.requires_grad_(layer.bias.requires_grad)
@@ -129,7 +132,7 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def _set_region(model: nn.Module, wanted: bool) -> None:
-    layers = [layer for layer in sparse_layers(model).values() if type(layer) is SparseConv2d]
+    layers = [layer for layer in sparse_layers(model).values() if isinstance(layer, SparseConv2d)]
     for layer in layers:
         layer.region = wanted
     for key, hook in list(model._forward_hooks.items()):
@@ -145,14 +148,15 @@ def explain(model: nn.Module) -> str:
 
     Each pass is run by the sparse kernels ("cpu"; on a GPU "triton" or "condensed") or by dense torch, whichever was
     faster (see `fedsparse.ops.dispatch`); which, and by what times, is known once the layer has had an input. Of a
-    convolution in the blocked region, also which functions of torch its output has left the region for so far.
+    convolution in the blocked region, also which functions of torch its output has left the region for so far;
+    where its level is not "dense", what it keeps.
     """
     lines = []
     for name, module in prunable(model, last=True).items():
         if isinstance(module, SparseLayer):
             t = module.topology
             size = f"{t.nnz} of {t.numel} weights ({t.density:.2%})"
-            lines.append(f"{name}: sparse, {_forced(module)}{size}{_layout(module)}{_choices(module)}")
+            lines.append(f"{name}: sparse, {_forced(module)}{size}{_layout(module)}{_kept(module)}{_choices(module)}")
         else:
             lines.append(f"{name}: dense, torch, {module.weight.numel()} weights")
     return "\n".join(lines)
@@ -175,6 +179,15 @@ def _layout(layer: SparseLayer) -> str:
         return ""
     left = f", an ordinary tensor for {', '.join(sorted(layer.left))}" if layer.left else ""
     return f", output in blocks of images{left}"
+
+
+def _kept(layer: SparseLayer) -> str:
+    if not isinstance(layer, SparseConv2d) or layer.level.keeps_all:
+        return ""
+    if layer.blocked or layer.seen is None or layer.level.name == "lossless":
+        return f", activations {layer.level}"
+    norms = "outside the blocked layout a norm keeps its input as it is"
+    return f", activations {layer.level} ({norms}{'' if layer.level.name == 'pruned' else ', the rest is lossless'})"
 
 
 def _magnitude_masks(

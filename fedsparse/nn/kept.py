@@ -1,70 +1,132 @@
-"""What the blocked region keeps for the backward pass: all, no input of a norm, outputs of ReLU without their zeros."""
+"""How the backward pass gets activations of the blocked region that are not kept as they were."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-_recomputes = False
-_packs = False
-Again = Callable[[], Tensor]
-"""Computes blocks once more."""
+from fedsparse.ops.kept import is_last, parts_of
+
+STEPS = 4
+"""Norms and additions that are done again at most to have a tensor once more."""
+
+Make = Callable[[int, int], Tensor]
+"""From (first, end) to a new tensor of those blocks."""
 
 
-@contextmanager
-def recompute_norm_inputs(wanted: bool = True) -> Iterator[None]:
-    """Within the context a norm in the region does not keep its input where a sparse convolution made it.
+class Source:
+    """Gives blocks [blocks, C, H, W, L] once more (see `fedsparse.ops.kept.Kept`): makes them, or has kept them.
 
-    The backward pass computes it again by that convolution, bit for bit: about half of the activations' memory for one
-    more forward convolution. Norms whose input came from elsewhere keep it. RuntimeError in a backward pass before
-    which the convolution's weights were changed in place.
+    convolutions: how many are run for it; steps: how many norms and additions. splits: whether some blocks can be made
+    without the others. exact: whether the bits are those of the forward pass.
     """
-    global _recomputes
-    before, _recomputes = _recomputes, wanted
-    try:
-        yield
-    finally:
-        _recomputes = before
+
+    def __init__(
+        self,
+        like: "Tensor | Source",
+        make: Make,
+        *before: "Source",
+        convolutions: int = 0,
+        steps: int = 0,
+        splits: bool = True,
+        exact: bool = True,
+    ) -> None:
+        """`like` has the size of the blocks; `before`: what they are made of."""
+        self._make = make
+        self.shape: torch.Size = like.shape
+        self.dtype: torch.dtype = like.dtype
+        self.convolutions: int = convolutions + max((s.convolutions for s in before), default=0)
+        self.steps: int = steps + sum(s.steps for s in before)
+        self.splits: bool = splits and all(s.splits for s in before)
+        self.exact: bool = exact and all(s.exact for s in before)
+        self.largest: int = max((self.dtype.itemsize * self.shape.numel(), *(s.largest for s in before)))
+        self._stays = convolutions > 0
+        self._lent: Tensor | None = None
+
+    @classmethod
+    def of(cls, kept: Tensor) -> "Source":
+        """A tensor that is kept as it is."""
+        return _Whole(kept)
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Of about `ops.kept.PART` bytes of the largest tensor on the way."""
+        return parts_of(self.shape[0], self.largest) if self.splits else [(0, self.shape[0])]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether `part` gives a tensor that nobody else has."""
+        return not self._stays
+
+    def part(self, first: int, end: int) -> Tensor:
+        """Some blocks; what a convolution makes is made whole, since it is asked for by the rest soon."""
+        if self._stays:
+            return self.get()[first:end]
+        with torch.no_grad():
+            return self._make(first, end)
+
+    def get(self) -> Tensor:
+        """All blocks; where a convolution makes them they stay until they are taken."""
+        if self._lent is not None:
+            return self._lent
+        made = self._made()
+        if self._stays:
+            self._lent = made
+        return made
+
+    def take(self) -> tuple[Tensor, bool]:
+        """All blocks, for the caller to overwrite."""
+        made, self._lent = self.get(), None
+        return made, True
+
+    def then(self, like: Tensor, function: Callable[[Tensor], Tensor]) -> "Source":
+        """A function of blocks, block by block, that makes a new tensor; of the size of `like`."""
+        return Source(like, lambda first, end: function(self.part(first, end)), self)
+
+    def _made(self) -> Tensor:
+        parts = self.parts()
+        with torch.no_grad():
+            if len(parts) == 1:
+                return self._make(0, self.shape[0])
+            made = torch.empty(self.shape, dtype=self.dtype)
+            for first, end in parts:
+                made[first:end] = self._make(first, end)
+            return made
 
 
-def recomputes() -> bool:
-    """Whether `recompute_norm_inputs` is in force and gradients are."""
-    return _recomputes and torch.is_grad_enabled()
+class _Whole(Source):
+    """A tensor that is kept."""
+
+    def __init__(self, kept: Tensor) -> None:
+        # No function of this object: a cycle would keep the tensor until the next garbage collection.
+        super().__init__(kept, _never)
+        self._kept: Tensor | None = kept.detach()
+
+    @property
+    def fresh(self) -> bool:
+        """No: parts are of the tensor itself."""
+        return False
+
+    def part(self, first: int, end: int) -> Tensor:
+        """A view of some blocks."""
+        return self.get()[first:end]
+
+    def get(self) -> Tensor:
+        """The tensor."""
+        if self._kept is None:
+            raise RuntimeError(
+                "an activation was asked for after the backward pass that freed it; give that pass retain_graph=True"
+            )
+        return self._kept
+
+    def take(self) -> tuple[Tensor, bool]:
+        """The tensor, for the caller to overwrite where this backward pass is the last and nobody else holds it."""
+        kept = self.get()
+        alone = torch._C._storage_Use_Count(kept.untyped_storage()._cdata) <= 2
+        if not (is_last() and alone and kept.is_contiguous()):
+            return kept, False
+        self._kept = None
+        return kept, True
 
 
-@contextmanager
-def pack_relu_outputs(wanted: bool = True) -> Iterator[None]:
-    """Within the context a sparse convolution of the region keeps an output of ReLU as a bitmap and its nonzero values.
-
-    Nothing is lost: the backward pass unpacks it, bit for bit. A norm with an addition and a ReLU keeps one bit an
-    element for that ReLU, not its output. What else keeps the output, as a dense layer does, keeps it as it is.
-    """
-    global _packs
-    before, _packs = _packs, wanted
-    try:
-        yield
-    finally:
-        _packs = before
-
-
-def packs() -> bool:
-    """Whether `pack_relu_outputs` is in force and gradients are."""
-    return _packs and torch.is_grad_enabled()
-
-
-@contextmanager
-def kept_as(blocks: Tensor, again: Again | None) -> Iterator[None]:
-    """Within the context autograd keeps `again` in place of `blocks`, where it is given."""
-    if again is None:
-        yield
-        return
-    place = (blocks.data_ptr(), blocks.shape)
-
-    def pack(saved: Tensor) -> Any:
-        return again if (saved.data_ptr(), saved.shape) == place else saved
-
-    with saved_tensors_hooks(pack, lambda saved: saved if isinstance(saved, Tensor) else saved()):
-        yield
+def _never(first: int, end: int) -> Tensor:
+    raise AssertionError("a tensor that is kept is not made")

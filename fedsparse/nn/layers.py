@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.activation_store import Store, packed, pruned_saves
+from fedsparse.nn.activation_store import packed, pruned_saves
 from fedsparse.nn.innermost import innermost
-from fedsparse.nn.kept import packs, recomputes
+from fedsparse.nn.kept import Source
+from fedsparse.nn.level import DENSE, Level
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
-from fedsparse.ops.blocked_conv2d import blocked_conv2d
+from fedsparse.ops.blocked import from_blocked
+from fedsparse.ops.blocked_conv2d import blocked_conv2d, conv2d_again, runs_in_parts
 from fedsparse.ops.dispatch import LINEAR, Choice, choose, pass_of
 from fedsparse.ops.index import Index
 from fedsparse.topology import Memory, Move, Topology
@@ -24,7 +26,8 @@ from fedsparse.topology import Memory, Move, Topology
 _INDEX_ARRAYS = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
 _PASSES = {"forward": "product", "input gradient": "transposed", "weight gradient": "sampled"}
 _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
-LOSSLESS = Store(1.0)
+CHEAP = 8
+"""Active weights of a filter up to which computing an output again is about as fast as reading one that was kept."""
 _TRANSPOSED = ("t_indptr", "t_cols", "t_perm")
 
 
@@ -178,8 +181,11 @@ class SparseConv2d(SparseLayer):
 
     With `region` the output may stay in blocks of images (see `fedsparse.nn.region`), or on a GPU have its images
     innermost (see `fedsparse.nn.innermost`); `left` names the functions of torch for which it had to become an ordinary
-    tensor.
+    tensor. level: what is kept for the backward pass, of the input and of the input of a norm that follows
+    (`keep_activations`).
     """
+
+    level: Level = DENSE
 
     def __init__(
         self,
@@ -227,33 +233,70 @@ class SparseConv2d(SparseLayer):
         )
         return _fill(dense, self)
 
+    def used(self) -> Tensor:
+        """The values [nnz] that the convolution is made with."""
+        return self.values
+
     def forward(self, x: Any) -> Any:
-        """Apply the layer, from Tensor or Blocked to Tensor or Blocked; differentiable in x, values and bias."""
+        """Apply the layer, from Tensor or Blocked to Tensor or Blocked; differentiable in x and all parameters."""
         self.seen = (x.shape[0], x.shape[2], x.shape[3])
         self.blocked = self.region and admits(x, self.values)
-        if not self.blocked:
-            x = as_tensor(x)
-            y = ops.conv2d(self.values, self.topology, x, self.bias, self.stride, self.padding, self.dilation)
+        if self.blocked:
+            return self._in_blocks(enter(x, self))
+        values, x, store = self.used(), as_tensor(x), self.level.store
+        sizes = (self.stride, self.padding, self.dilation)
+        if store is None or not (torch.is_grad_enabled() and values.requires_grad):
+            y = ops.conv2d(values, self.topology, x, self.bias, *sizes)
             return innermost(y) if self.region else y
-        x = enter(x, self)
-        blocks, run = x.blocks, self._on_blocks(x.batch)
-        source: Callable[[], Tensor] = lambda: blocks  # noqa: E731
-        if packs() and x.rectified and self.values.requires_grad:
-            source = packed(blocks, LOSSLESS).unpack
-            with pruned_saves(blocks, LOSSLESS):
-                y = run(blocks)
-        else:
-            y = run(blocks)
-        return Blocked(self, x.batch, y, again=_again(lambda: run(source()), self.values) if recomputes() else None)
+        x = x.contiguous()
+        with pruned_saves(x, store):
+            return ops.conv2d(values, self.topology, x, self.bias, *sizes)
 
-    def _on_blocks(self, batch: int) -> Callable[[Tensor], Tensor]:
-        """The layer with the mask of now, as a function of blocks of images."""
-        values, bias, topology = self.values, self.bias, self.topology
+    def _in_blocks(self, x: Blocked) -> Blocked:
+        values = self.used()
+        kept = self._kept(x) if torch.is_grad_enabled() and values.requires_grad else None
+        sizes = (self.stride, self.padding, self.dilation)
+        y = blocked_conv2d(values, self.topology, x.blocks, x.batch, self.bias, *sizes, kept)
+        return Blocked(self, x.batch, y, source=None if kept is None else self._again(values, x, kept, y))
 
-        def run(blocks: Tensor) -> Tensor:
-            return blocked_conv2d(values, topology, blocks, batch, bias, self.stride, self.padding, self.dilation)
+    def _kept(self, x: Blocked) -> Source | None:
+        """How the layer keeps an input in blocks; None: as it is."""
+        if self.level.keeps_all:
+            return None
+        if self.level.name != "pruned":
+            return x.kept()
+        assert self.level.store is not None
+        unpack = packed(x.blocks, self.level.store, x.batch).unpack
+        return Source(x.blocks, unpack, exact=False)
 
-        return run
+    def _again(self, used: Tensor, x: Blocked, kept: Source, y: Tensor) -> Source | None:
+        """How to make the output y again; None where what is kept of the input is not the input."""
+        if self.level.name == "pruned":
+            return None
+        values, version, bias, index = self.values, self.values._version, self.bias, Index.of(self.topology)
+        geometry = (self.topology.kernel, self.stride, self.padding, self.dilation)
+        used = used.detach()
+
+        def make(first: int, end: int) -> Tensor:
+            if values._version != version:
+                raise RuntimeError("a sparse weight was changed in place between the forward and the backward pass")
+            return conv2d_again(used, index, kept.part(first, end), bias, geometry, x_batch)
+
+        x_batch = x.batch
+        cheap = self.topology.nnz <= CHEAP * self.weight_shape[0]
+        splits = runs_in_parts("product", index, x.blocks, x.batch, geometry)
+        return Source(y, make, kept, convolutions=int(not cheap), splits=splits)
+
+    def keep_input(self, x: Any) -> Callable[[], Tensor]:
+        """What the layer keeps of the input, the same that its forward pass keeps."""
+        store = self.level.store
+        if store is None:
+            return super().keep_input(x)
+        if not isinstance(x, Blocked):
+            return packed(x.contiguous(), store).unpack
+        kept, batch = self._kept(x), x.batch
+        assert kept is not None
+        return lambda: from_blocked(kept.get(), batch)
 
     @property
     def family(self) -> str:
@@ -267,18 +310,6 @@ class SparseConv2d(SparseLayer):
     def extra_repr(self) -> str:
         """As SparseLayer's, with the geometry."""
         return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
-
-
-def _again(run: Callable[[], Tensor], values: Tensor) -> Callable[[], Tensor]:
-    version = values._version
-
-    def again() -> Tensor:
-        if values._version != version:
-            raise RuntimeError("a sparse weight was changed in place between the forward and the backward pass")
-        with torch.no_grad():
-            return run()
-
-    return again
 
 
 def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:

@@ -4,23 +4,23 @@
 
 which is the weight standardisation gain (w - mean) / (std sqrt(N)) of Huang et al., CVPR 2024 (FedMef), N the number
 of the filter's active weights. It needs no statistics of a batch, so it works for batches of any size, and it centres
-activations so that few of large magnitude carry them. The forward pass uses the exact input; of it only what `Store`
-says is kept, and the gradient of the weights is computed from that.
+activations so that few of large magnitude carry them: at the level "pruned" (`fedsparse.nn.level`) the forward pass
+uses the exact input, of it only those are kept, and the gradient of the weights is computed from that.
 
 Departures from the paper, which leaves these open: the gain is a parameter of each filter; the bias takes the place of
 batch norm's shift; the sum of squares is at least `LEAST`, so that a filter of one active weight, or of equal ones,
 gives 0. The gradient by which inactive weights grow is that to w^.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedsparse import ops
-from fedsparse.nn.activation_store import Store, packed, pruned_saves
+from fedsparse.nn.activation_store import pruned_saves
 from fedsparse.nn.layers import SparseConv2d
+from fedsparse.nn.level import DENSE, Level
+from fedsparse.nn.region import Blocked
 from fedsparse.topology import Topology
 
 LEAST = 1e-4
@@ -73,42 +73,7 @@ def _spread(rows: Tensor, indptr: Tensor, count: int) -> Tensor:
     return torch.repeat_interleave(rows, indptr.diff(), output_size=count)
 
 
-class PrunedSparseConv2d(SparseConv2d):
-    """A sparse convolution that keeps its input packed for the backward pass."""
-
-    store: Store | None = None
-
-    @classmethod
-    def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "PrunedSparseConv2d":
-        """Keep the active weights of a PrunedConv2d."""
-        layer = super().from_dense(conv, topology)
-        assert isinstance(layer, PrunedSparseConv2d)
-        assert isinstance(conv, PrunedConv2d)
-        layer.store = conv.store
-        return layer
-
-    def used(self) -> Tensor:
-        """The values [nnz] that the convolution is made with."""
-        return self.values
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; differentiable in x and all parameters."""
-        values, topology, x = self.used(), self.topology, x.contiguous()
-        if self.store is None or not (torch.is_grad_enabled() and values.requires_grad):
-            return ops.conv2d(values, topology, x, self.bias, self.stride, self.padding, self.dilation)
-        with pruned_saves(x, self.store):
-            return ops.conv2d(values, topology, x, self.bias, self.stride, self.padding, self.dilation)
-
-    def keep_input(self, x: Tensor) -> Callable[[], Tensor]:
-        """The packed input, the same that the forward pass keeps."""
-        return super().keep_input(x) if self.store is None else packed(x.contiguous(), self.store).unpack
-
-    def dense_weight(self) -> Tensor:
-        """The dense weight that the convolution is made with."""
-        return self.topology.unpack(self.used().detach())
-
-
-class NSSparseConv2d(PrunedSparseConv2d):
+class NSSparseConv2d(SparseConv2d):
     """NSConv with a sparse weight. values: the w of the formula; gain: [N]."""
 
     gain: nn.Parameter
@@ -125,31 +90,35 @@ class NSSparseConv2d(PrunedSparseConv2d):
         """The standardised values."""
         return Standardise.apply(self.values, self.gain, self.topology.row_starts())
 
+    def dense_weight(self) -> Tensor:
+        """The dense weight that the convolution is made with."""
+        return self.topology.unpack(self.used().detach())
+
 
 class PrunedConv2d(nn.Conv2d):
-    """nn.Conv2d, any groups, that keeps its input packed; `sparsify` makes a PrunedSparseConv2d of it.
+    """nn.Conv2d, any groups, that keeps its input as `level` says; `sparsify` makes a SparseConv2d of it."""
 
-    store: None keeps the input as it is.
-    """
+    sparse_class: type[SparseConv2d] = SparseConv2d
+    level: Level = DENSE
 
-    sparse_class: type[SparseConv2d] = PrunedSparseConv2d
-
-    def __init__(self, conv: nn.Conv2d, store: Store | None) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         super().__init__(conv.in_channels, conv.out_channels, *sizes, conv.groups, device="meta")  # type: ignore[arg-type]
-        self.weight, self.bias, self.store = conv.weight, conv.bias, store
+        self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
 
     def used(self) -> Tensor:
         """The weight [N, C / groups, kh, kw] that the convolution is made with."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]."""
-        weight, x = self.used(), x.contiguous()
-        if self.store is None or not (torch.is_grad_enabled() and weight.requires_grad):
+    def forward(self, x: Any) -> Tensor:
+        """x: [B, C, H, W], or in blocks, which the layer leaves."""
+        x = x.leave("conv2d") if isinstance(x, Blocked) else x
+        weight, store = self.used(), self.level.store
+        if store is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return self._conv_forward(x, weight, self.bias)
-        with pruned_saves(x, self.store):
+        x = x.contiguous()
+        with pruned_saves(x, store):
             return self._conv_forward(x, weight, self.bias)
 
 
@@ -158,8 +127,8 @@ class NSConv2d(PrunedConv2d):
 
     sparse_class = NSSparseConv2d
 
-    def __init__(self, conv: nn.Conv2d, store: Store | None, shift: Tensor, gain: float = 1.0) -> None:
-        super().__init__(conv, store)
+    def __init__(self, conv: nn.Conv2d, shift: Tensor, gain: float = 1.0) -> None:
+        super().__init__(conv)
         self.bias = nn.Parameter(shift.detach().clone())
         self.gain = nn.Parameter(torch.full_like(self.bias, gain))
 

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.nn.activation_store import Store, packed
 from fedsparse.nn.innermost import Innermost
-from fedsparse.nn.kept import Again
+from fedsparse.nn.kept import STEPS, Source
+from fedsparse.nn.level import Level
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
 
 _wish: bool | None = None
@@ -38,20 +40,25 @@ def use_region(wanted: bool) -> Iterator[None]:
         _wish = before
 
 
+LOSSLESS = Store(1.0)
+
+
 class Member(Protocol):
-    """A layer of the region: `left` names the functions that its output left the region for."""
+    """A layer of the region: `left` names the functions that its output left the region for; `level`: what is kept."""
 
     left: set[str]
+    level: Level
 
 
-Fused = Callable[[Tensor | None, bool], Tensor]
-"""A norm that waits: from (residual, relu) to its result, blocked."""
+Fused = Callable[["Blocked | None", bool], tuple[Tensor, Source | None]]
+"""A norm that waits: from (residual, relu) to its result, blocked, and how the backward pass gets that once more."""
 
 
 class Blocked:
     """A tensor [B, C, H, W] held as blocks [ceil(B / L), C, H, W, L], or as a norm that is still to be run.
 
-    It is no Tensor. What it does not do itself it does as the Tensor it stands for (`tensor`).
+    It is no Tensor. What it does not do itself it does as the Tensor it stands for (`tensor`). source: how the backward
+    pass can have the blocks without their being kept; None where it cannot. rectified: an output of ReLU.
     """
 
     def __init__(
@@ -61,12 +68,12 @@ class Blocked:
         blocks: Tensor | None = None,
         *,
         norm: Fused | None = None,
-        residual: Tensor | None = None,
+        residual: "Blocked | None" = None,
         like: "Blocked | None" = None,
-        again: Again | None = None,
+        source: Source | None = None,
         rectified: bool = False,
     ) -> None:
-        self.member, self.batch, self.again, self.rectified = member, batch, again, rectified
+        self.member, self.batch, self.source, self.rectified = member, batch, source, rectified
         self._blocks, self._norm, self._residual = blocks, norm, residual
         self._recorded = torch.is_grad_enabled()
         known: Any = blocks if like is None else like
@@ -77,13 +84,26 @@ class Blocked:
     def blocks(self) -> Tensor:
         """The blocks; runs a norm that waits."""
         if self._blocks is None:
-            self._blocks = self._run(relu=False)
+            self._blocks, self.source = self._run(relu=False)
+            self._norm = self._residual = None
         return self._blocks
 
-    def _run(self, relu: bool) -> Tensor:
+    def _run(self, relu: bool) -> tuple[Tensor, Source | None]:
         assert self._norm is not None
         with torch.set_grad_enabled(self._recorded):
             return self._norm(self._residual, relu)
+
+    def kept(self) -> Source:
+        """How the backward pass gets the blocks, the same for all that ask.
+
+        They are made again where that takes at most one convolution and a few norms; else outputs of ReLU are kept
+        without their zeros, and others as they are.
+        """
+        blocks, source = self.blocks, self.source
+        if source is None or source.steps > STEPS or source.convolutions > 1:
+            source = Source(blocks, packed(blocks, LOSSLESS).unpack) if self.rectified else Source.of(blocks)
+        self.source = source
+        return source
 
     @property
     def _waits(self) -> bool:
@@ -92,26 +112,37 @@ class Blocked:
 
     def relu(self) -> "Blocked":
         """max(x, 0), in one kernel with a norm that waits."""
-        blocks = self._run(relu=True) if self._waits else torch.relu(self.blocks)
-        return Blocked(self.member, self.batch, blocks, rectified=True)
+        if self._waits:
+            blocks, source = self._run(relu=True)
+        elif self.member.level.keeps_all:
+            blocks, source = torch.relu(self.blocks), None
+        else:
+            blocks = ops.relu(self.blocks)
+            source = None if self.source is None else self.source.then(blocks, torch.relu)
+        return Blocked(self.member, self.batch, blocks, source=source, rectified=True)
 
     def plus(self, other: "Blocked") -> "Blocked":
         """The sum of two of equal shape; a norm that waits takes the other as its residual."""
         for norm, rest in ((self, other), (other, self)):
             if norm._waits and norm._residual is None:
-                return Blocked(self.member, self.batch, norm=norm._norm, residual=rest.blocks, like=self)
+                return Blocked(self.member, self.batch, norm=norm._norm, residual=rest, like=self)
         return self.with_blocks(self.blocks + other.blocks)
 
-    def with_blocks(self, blocks: Tensor) -> "Blocked":
+    def with_blocks(self, blocks: Tensor, source: Source | None = None) -> "Blocked":
         """Other blocks of the same images."""
-        return Blocked(self.member, self.batch, blocks)
+        return Blocked(self.member, self.batch, blocks, source=source)
+
+    def moved(self, function: Callable[[Tensor], Tensor]) -> "Blocked":
+        """A function of the blocks that only moves, leaves out or adds constant entries."""
+        blocks = function(self.blocks)
+        return self.with_blocks(blocks, None if self.source is None else self.source.then(blocks, function))
 
     def become(self, other: "Blocked | Tensor") -> "Blocked":
         """Stand for another tensor of the same shape from now on: an operation in place."""
         if isinstance(other, Tensor):
             other = self.with_blocks(to_blocked(other))
         self._blocks, self._norm, self._residual = other._blocks, other._norm, other._residual
-        self._recorded, self.again, self.rectified = other._recorded, other.again, other.rectified
+        self._recorded, self.source, self.rectified = other._recorded, other.source, other.rectified
         return self
 
     def tensor(self) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.nn.kept import kept_as, packs
-from fedsparse.nn.region import HANDLERS, Blocked, Fused, Handler
+from fedsparse import ops
+from fedsparse.nn.kept import Source
+from fedsparse.nn.region import HANDLERS, Blocked, Handler
 from fedsparse.ops import blocked_norm, blocked_pool
 from fedsparse.ops.blocked import to_blocked
 
@@ -43,8 +44,18 @@ def _elementwise(function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x.become(result) if inplace else result
 
 
-for _function in (F.relu6, F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, F.hardtanh, torch.tanh, torch.sigmoid):
+for _function in (F.leaky_relu, F.elu, F.silu, F.gelu, F.hardswish, F.hardtanh, torch.tanh, torch.sigmoid):
     HANDLERS[_function] = partial(_elementwise, _function)
+
+
+@handles(F.relu6)
+def _relu6(x: Blocked, inplace: bool = False) -> Blocked:
+    if x.member.level.keeps_all:
+        result = x.with_blocks(F.relu6(x.blocks))
+    else:
+        source = None if x.source is None else x.source.then(x.blocks, F.relu6)
+        result = Blocked(x.member, x.batch, ops.relu(x.blocks, limit=6.0), source=source, rectified=True)
+    return x.become(result) if inplace else result
 
 
 def _with_number(function: Any, x: Any, other: Any, **options: Any) -> Any:
@@ -109,7 +120,7 @@ def _batch_norm(
     """Statistics at once, so that the running ones are right whatever follows; the rest waits."""
     if not isinstance(x, Blocked) or any(t is not None and t.dtype != x.dtype for t in (weight, bias, running_mean)):
         return NotImplemented
-    blocks, batch, again = x.blocks, x.batch, x.again
+    blocks, batch = x.blocks, x.batch
     if training:
         count = x.numel() // x.shape[1] if x.shape[1] else 0
         if count <= 1:
@@ -122,14 +133,8 @@ def _batch_norm(
             return NotImplemented
         mean, variance = running_mean.clone(), running_var
     rstd = torch.rsqrt(variance + eps)
-
-    def fused(residual: Tensor | None, relu: bool) -> Tensor:
-        with kept_as(blocks, again):
-            return blocked_norm.batch_norm(
-                blocks, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu, bits=packs()
-            )
-
-    return _waiting(x, fused)
+    norm = partial(blocked_norm.batch_norm, blocks, weight, bias, mean, rstd, batch, training=training)
+    return _waiting(x, norm, partial(blocked_norm.batch_factors, weight, bias, mean, rstd))
 
 
 @torch.no_grad()
@@ -144,21 +149,56 @@ def _group_norm(
 ) -> Any:
     if not isinstance(x, Blocked) or any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
         return NotImplemented
-    blocks, batch, again = x.blocks, x.batch, x.again
+    blocks, batch = x.blocks, x.batch
     mean, variance = blocked_norm.group_moments(blocks, num_groups)
     rstd = torch.rsqrt(variance + eps)
-
-    def fused(residual: Tensor | None, relu: bool) -> Tensor:
-        with kept_as(blocks, again):
-            return blocked_norm.group_norm(
-                blocks, weight, bias, mean, rstd, batch, residual=residual, relu=relu, bits=packs()
-            )
-
-    return _waiting(x, fused)
+    norm = partial(blocked_norm.group_norm, blocks, weight, bias, mean, rstd, batch)
+    return _waiting(x, norm, partial(blocked_norm.group_factors, weight, bias, mean, rstd, x.shape[1]))
 
 
-def _waiting(x: Blocked, fused: Fused) -> Blocked:
+def _waiting(x: Blocked, norm: Callable[..., Tensor], factors: Callable[[], tuple[Tensor, Tensor]]) -> Blocked:
+    """The norm of x, to be run with what follows it; `factors` gives (scale, shift) of the same norm."""
+    source = norm_input(x)
+
+    def fused(residual: Blocked | None, relu: bool) -> tuple[Tensor, Source | None]:
+        added = None if residual is None else residual.blocks
+        if source is None:
+            return norm(residual=added, relu=relu), None
+        y = norm(residual=added, relu=relu, kept=source)
+        return y, normed(source, factors, None if residual is None else residual.kept(), relu)
+
     return Blocked(x.member, x.batch, norm=fused, like=x)
+
+
+def norm_input(x: Blocked) -> Source | None:
+    """How a norm keeps its input by the level of the layer that made it; None: as it is, and nothing is made again."""
+    level, source = x.member.level, x.source
+    if level.keeps_all or not torch.is_grad_enabled():
+        return None
+    if source is not None and source.convolutions <= (level.name == "recompute"):
+        return source
+    if (level.bfloat16 or level.name == "bf16") and x.dtype == torch.float32:
+        half = x.blocks.detach().bfloat16()
+        return Source(x.blocks, lambda first, end: half[first:end].float(), exact=False)
+    return Source.of(x.blocks)
+
+
+def normed(source: Source, factors: Callable[[], tuple[Tensor, Tensor]], residual: Source | None, relu: bool) -> Source:
+    """How to make the output of a norm from its input and the residual."""
+    with torch.no_grad():
+        scale, shift = factors()
+
+    def make(first: int, end: int) -> Tensor:
+        added = None if residual is None else residual.part(first, end)
+        line = slice(first, end) if scale.dim() == 3 else slice(None)
+        x = source.part(first, end)
+        over = x if source.fresh else added if residual is not None and residual.fresh else None
+        y = torch.empty_like(x) if over is None else over
+        torch.ops.fedsparse.blocked_norm_(y, x, scale[line], shift[line], added, relu)
+        return y
+
+    before = (source,) if residual is None else (source, residual)
+    return Source(source, make, *before, steps=1)
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -254,7 +294,7 @@ def _getitem(x: Blocked, index: Any) -> Any:
         return NotImplemented
     if index[0] != slice(None):
         return NotImplemented
-    return x.with_blocks(x.blocks[index].contiguous())
+    return x.moved(lambda blocks: blocks[index].contiguous())
 
 
 @handles(F.pad)
@@ -262,7 +302,7 @@ def _pad(x: Blocked, pad: Any, mode: str = "constant", value: float | None = Non
     """Constants around pixels and channels."""
     if mode != "constant" or len(pad) not in (2, 4, 6):
         return NotImplemented
-    return x.with_blocks(F.pad(x.blocks, (0, 0, *pad), value=value))
+    return x.moved(lambda blocks: F.pad(blocks, (0, 0, *pad), value=value))
 
 
 @handles(torch.cat)

@@ -1,19 +1,18 @@
-"""Scaled activation pruning for a whole model: which modules become which."""
+"""NSConv for a whole model, which bears activations pruned for the backward pass: which modules become which."""
 
 import torch
 from torch import nn
 
-from fedsparse.nn.activation_store import Store, keep_bits
 from fedsparse.nn.nsconv import NSConv2d, PrunedConv2d
+from fedsparse.nn.walk import pads_zeros
 
 
-def prune_activations(model: nn.Module, store: Store | None, gain: float = 1.0) -> nn.Module:
-    """Change a dense model, in place, so that it keeps little of its activations for the backward pass; return it.
+def standardise(model: nn.Module, gain: float = 1.0) -> nn.Module:
+    """Change a dense model, in place, so that it trains with its activations pruned; return it.
 
     A convolution whose output goes to a BatchNorm2d and nowhere else becomes an NSConv2d with `gain`, its bias the
-    norm's shift; the norm is gone. Other convolutions only keep their input by `store` (None: as torch does), ReLU
-    and pooling keep bits (see `activation_store`). Convolutions that pad other than with a number of zeros stay, as
-    do other norm layers.
+    norm's shift; the norm is gone. Other convolutions become such that have a level (`keep_activations`) while they are
+    dense, too. Convolutions that pad other than with a number of zeros stay, as do other norm layers.
 
     Raises ValueError where the model has batch norm, and the flow of data between modules cannot be followed.
     """
@@ -22,12 +21,12 @@ def prune_activations(model: nn.Module, store: Store | None, gain: float = 1.0) 
         assert isinstance(layer, nn.Conv2d)
         assert isinstance(after, nn.BatchNorm2d)
         shift = after.bias if after.bias is not None else layer.weight.new_zeros(layer.out_channels)
-        model.set_submodule(conv, NSConv2d(layer, store, shift, gain))
+        model.set_submodule(conv, NSConv2d(layer, shift, gain))
         model.set_submodule(norm, nn.Identity())
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Conv2d and _pads_zeros(module):
-            model.set_submodule(name, PrunedConv2d(module, store))
-    return model if store is None else keep_bits(model)
+        if type(module) is nn.Conv2d and pads_zeros(module):
+            model.set_submodule(name, PrunedConv2d(module))
+    return model
 
 
 def conv_norm_pairs(model: nn.Module) -> dict[str, str]:
@@ -49,10 +48,6 @@ def conv_norm_pairs(model: nn.Module) -> dict[str, str]:
         source = node.args[0]
         if source.op == "call_module" and len(source.users) == 1 and calls.count(source.target) == 1:
             conv = model.get_submodule(source.target)
-            if type(conv) is nn.Conv2d and _pads_zeros(conv) and calls.count(node.target) == 1:
+            if type(conv) is nn.Conv2d and pads_zeros(conv) and calls.count(node.target) == 1:
                 pairs[source.target] = node.target
     return pairs
-
-
-def _pads_zeros(conv: nn.Conv2d) -> bool:
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

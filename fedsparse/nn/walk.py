@@ -76,3 +76,8 @@ def parameters_of(model: nn.Module) -> list[nn.Parameter]:
 def buffers_of(model: nn.Module) -> list[Tensor]:
     """The buffers in the order of `model.buffers()`, each once."""
     return Tensors.of(model).buffers
+
+
+def pads_zeros(conv: nn.Conv2d) -> bool:
+    """Whether the padding is a number of zeros."""
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

@@ -30,6 +30,7 @@ from fedsparse.ops.backend import is_forced
 from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked, reference_to_blocked
 from fedsparse.ops.conv2d import Size, pair
 from fedsparse.ops.index import Index
+from fedsparse.ops.kept import Kept, is_last, only_here, parts_of
 from fedsparse.ops.load import define
 from fedsparse.topology import Topology
 
@@ -46,6 +47,10 @@ define(
 define(
     "blocked_conv2d_weight(Tensor indptr, Tensor cols, SymInt granularity, Tensor gy, Tensor x, SymInt batch, "
     f"{_GEOMETRY}) -> Tensor"
+)
+define(
+    f"blocked_conv2d_weight_(Tensor(a!) dvalues, Tensor indptr, Tensor cols, SymInt granularity, Tensor gy, Tensor x, "
+    f"SymInt batch, {_GEOMETRY}) -> ()"
 )
 
 
@@ -140,6 +145,7 @@ class BlockedConv2d(torch.autograd.Function):
         values: Tensor,
         x: Tensor,
         bias: Tensor | None,
+        kept: Kept | None,
         *index: Any,
     ) -> Tensor:
         """Geometry as (kernel, stride, padding, dilation); index as the fields of `Index`."""
@@ -147,7 +153,9 @@ class BlockedConv2d(torch.autograd.Function):
         needs_values, needs_x = ctx.needs_input_grad[2:4]
         whole = Index(*index)
         ctx.sizes = whole.sizes
-        ctx.save_for_backward(values if needs_x else None, x if needs_values else None, *whole.arrays)
+        ctx.kept = kept if needs_values else None
+        saved = x if needs_values and kept is None else None
+        ctx.save_for_backward(values if needs_x else None, saved, *whole.arrays)
         ctx.products = _products(batch, is_forced())
         return ctx.products.product(values, whole, x, bias, (*geometry, ctx.size))
 
@@ -158,10 +166,79 @@ class BlockedConv2d(torch.autograd.Function):
         values, x, *arrays = ctx.saved_tensors
         needs_values, needs_x, needs_bias = ctx.needs_input_grad[2:5]
         products, geometry, index = ctx.products, (*ctx.geometry, ctx.size), Index.saved(arrays, ctx.sizes)
-        dvalues = products.sampled(index, gy, x, geometry) if needs_values else None
-        dx = products.transposed(values, index, gy, geometry) if needs_x else None
+        dvalues = None
+        if needs_values and x is not None:
+            dvalues = products.sampled(index, gy, x, geometry)
+        elif needs_values:
+            dvalues = _sampled_in_parts(products, index, gy, ctx.kept, ctx.batch, geometry)
+            ctx.kept = None if is_last() else ctx.kept
         dbias = torch.ops.fedsparse.blocked_sum(gy, ctx.batch) if needs_bias else None
-        return None, None, dvalues, dx, dbias, *(None for _ in index)
+        dx = _transposed_in_parts(products, values, index, gy, ctx.batch, geometry) if needs_x else None
+        return None, None, dvalues, dx, dbias, None, *(None for _ in index)
+
+
+def runs_in_parts(product: str, index: Index, x: Tensor, batch: int, geometry: Geometry) -> bool:
+    """Whether a pass runs on the sparse kernels, which do some blocks after others to the same bits.
+
+    product: "product", "transposed" or "sampled"; x: the input, or a tensor of its size.
+    """
+    if is_forced():
+        return True
+    where = (geometry[:4], (x.shape[2], x.shape[3]), batch, x.dtype)
+    choice = dispatch.choose(dispatch.pass_of("blocked_conv2d", product, index, *where))
+    return choice.name == "cpu" and not dispatch.is_measuring()
+
+
+def conv2d_again(
+    values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry, batch: int
+) -> Tensor:
+    """blocked_conv2d of all blocks of `batch` images, or where it `runs_in_parts` of some; no gradients."""
+    if is_forced() or runs_in_parts("product", index, x, batch, geometry):
+        return torch.ops.fedsparse.blocked_conv2d(
+            values, index.indptr, index.cols, index.granularity, x, bias, *geometry[:4]
+        )
+    return _products(batch, False).product(values, index, x, bias, (*geometry[:4], (x.shape[2], x.shape[3])))
+
+
+def _sampled_in_parts(
+    products: Products, index: Index, gy: Tensor, kept: Kept, batch: int, geometry: Geometry
+) -> Tensor:
+    """The gradient of the values from what is kept of x."""
+    parts = kept.parts()
+    sizes = torch.empty(0, dtype=gy.dtype).new_empty((1, 1, *geometry[4]), device="meta")
+    if len(parts) == 1 or not runs_in_parts("sampled", index, sizes, batch, geometry):
+        return products.sampled(index, gy, kept.get(), geometry)
+    dvalues, lanes = gy.new_zeros(index.nnz), gy.shape[4]
+    for first, end in parts:
+        images = min(batch, end * lanes) - first * lanes
+        torch.ops.fedsparse.blocked_conv2d_weight_(
+            dvalues,
+            index.indptr,
+            index.cols,
+            index.granularity,
+            gy[first:end],
+            kept.part(first, end),
+            images,
+            *geometry[:4],
+        )
+    return dvalues
+
+
+def _transposed_in_parts(
+    products: Products, values: Tensor, index: Index, gy: Tensor, batch: int, geometry: Geometry
+) -> Tensor:
+    """The gradient of x, in the place of gy where both have one size and nobody else holds gy."""
+    parts = parts_of(gy.shape[0], gy.nbytes)
+    same = gy.shape[1] == index.channels and gy.shape[2:4] == geometry[4]
+    if len(parts) == 1 or not same or not only_here(gy):
+        return products.transposed(values, index, gy, geometry)
+    if not runs_in_parts("transposed", index, gy, batch, geometry):
+        return products.transposed(values, index, gy, geometry)
+    *sizes, size = geometry
+    for first, end in parts:
+        part = gy[first:end]
+        part.copy_(torch.ops.fedsparse.blocked_conv2d_input(values, *index, part, size, *sizes))
+    return gy
 
 
 def blocked_conv2d(
@@ -173,8 +250,9 @@ def blocked_conv2d(
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
+    kept: Kept | None = None,
 ) -> Tensor:
-    """y = W * x + bias, differentiable in values, x and bias.
+    """y = W * x + bias, differentiable in values, x and bias. `kept` gives x in the backward pass, which keeps no x.
 
     Shapes: values [nnz], x [blocks, C, H, W, L] with `batch` images, bias [N] or None, y [blocks, N, H', W', L].
     ValueError otherwise.
@@ -193,4 +271,4 @@ def blocked_conv2d(
     geometry = (topology.kernel, *pairs)
     if min(output_size((x.shape[2], x.shape[3]), geometry)) < 1:
         raise ValueError(f"{op}: the kernel {topology.kernel} with dilation {pairs[2]} exceeds the padded input.")
-    return BlockedConv2d.apply(geometry, batch, values, x, bias, *Index.of(topology))
+    return BlockedConv2d.apply(geometry, batch, values, x, bias, kept, *Index.of(topology))

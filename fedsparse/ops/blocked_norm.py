@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsparse.ops.blocked import check_batch, check_blocked
+from fedsparse.ops.kept import Kept, is_last, only_here
 from fedsparse.ops.load import define
 
 _BACKWARD = "Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? out, bool relu"
@@ -34,8 +35,12 @@ _GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 define("blocked_batch_moments(Tensor x, SymInt batch) -> (Tensor mean, Tensor variance)")
 define("blocked_group_moments(Tensor x, int groups) -> (Tensor mean, Tensor variance)")
 define("blocked_norm(Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> Tensor")
+define("blocked_norm_(Tensor(a!) y, Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> ()")
 define(f"blocked_batch_norm_backward({_BACKWARD}, bool training, SymInt batch) -> {_GRADIENTS}")
 define(f"blocked_group_norm_backward({_BACKWARD}, SymInt batch) -> {_GRADIENTS}")
+_OVER_X = "Tensor gy, Tensor(a!) x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, bool relu"
+define(f"blocked_batch_norm_backward_({_OVER_X}, bool training, SymInt batch) -> (Tensor dweight, Tensor dbias)")
+define(f"blocked_group_norm_backward_({_OVER_X}, SymInt batch) -> (Tensor dweight, Tensor dbias)")
 
 
 @torch.library.register_fake("fedsparse::blocked_batch_moments")
@@ -64,6 +69,15 @@ torch.library.register_fake("fedsparse::blocked_batch_norm_backward", _fake_grad
 torch.library.register_fake("fedsparse::blocked_group_norm_backward", _fake_gradients)
 
 
+def _fake_over_x(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight, bias = rest[:2]
+    return torch.empty_like(weight), torch.empty_like(bias)
+
+
+torch.library.register_fake("fedsparse::blocked_batch_norm_backward_", _fake_over_x)
+torch.library.register_fake("fedsparse::blocked_group_norm_backward_", _fake_over_x)
+
+
 def reference_norm(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """blocked_norm by torch's own ops."""
     channels = (1, -1, 1, 1, 1)
@@ -86,29 +100,22 @@ class BatchNorm(torch.autograd.Function):
         relu: bool,
         training: bool,
         batch: int,
-        bits: bool,
+        kept: Kept | None,
     ) -> Tensor:
         """Arguments as in `batch_norm`."""
-        ctx.relu, ctx.training, ctx.batch = relu, training, batch
-        scale = rstd if weight is None else weight * rstd
-        shift = -mean * scale if bias is None else bias - mean * scale
+        ctx.relu, ctx.settings, ctx.kept = relu, (training, batch), kept
+        scale, shift = batch_factors(weight, bias, mean, rstd)
         y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
-        out = y if relu and residual is not None else None
-        ctx.save_for_backward(x, weight, bias, mean, rstd, *_kept_of(out, bits))
+        _save(ctx, x, (weight, bias, mean, rstd), y, residual is not None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
-        x, weight, bias, mean, rstd, y, flags = ctx.saved_tensors
-        relu = ctx.relu and flags is None
-        gy = gy if flags is None else torch.ops.fedsparse.relu_gradient(gy, flags)
-        weight, bias = _affine(weight, bias, x)
-        dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_batch_norm_backward(
-            gy, x, mean, rstd, weight, bias, y, relu, ctx.training, ctx.batch
-        )
-        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 6
+        raw = torch.ops.fedsparse
+        gradients = _gradients(ctx, gy, raw.blocked_batch_norm_backward, raw.blocked_batch_norm_backward_)
+        return *gradients, *(None,) * 6
 
 
 class GroupNorm(torch.autograd.Function):
@@ -125,39 +132,68 @@ class GroupNorm(torch.autograd.Function):
         rstd: Tensor,
         relu: bool,
         batch: int,
-        bits: bool,
+        kept: Kept | None,
     ) -> Tensor:
         """Arguments as in `group_norm`."""
-        ctx.relu, ctx.batch = relu, batch
-        width = x.shape[1] // mean.shape[1]
-        scale = rstd.repeat_interleave(width, 1)
-        shift = -mean.repeat_interleave(width, 1)
-        scale = scale if weight is None else scale * weight[:, None]
-        shift = shift * scale if bias is None else bias[:, None] + shift * scale
+        ctx.relu, ctx.settings, ctx.kept = relu, (batch,), kept
+        scale, shift = group_factors(weight, bias, mean, rstd, x.shape[1])
         y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
-        out = y if relu and residual is not None else None
-        ctx.save_for_backward(x, weight, bias, mean, rstd, *_kept_of(out, bits))
+        _save(ctx, x, (weight, bias, mean, rstd), y, residual is not None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
-        x, weight, bias, mean, rstd, y, flags = ctx.saved_tensors
-        relu = ctx.relu and flags is None
-        gy = gy if flags is None else torch.ops.fedsparse.relu_gradient(gy, flags)
-        weight, bias = _affine(weight, bias, x)
-        dx, dweight, dbias, masked = torch.ops.fedsparse.blocked_group_norm_backward(
-            gy, x, mean, rstd, weight, bias, y, relu, ctx.batch
-        )
-        return *_wanted(ctx, dx, dweight, dbias, gy if y is None else masked), *(None,) * 5
+        raw = torch.ops.fedsparse
+        gradients = _gradients(ctx, gy, raw.blocked_group_norm_backward, raw.blocked_group_norm_backward_)
+        return *gradients, *(None,) * 5
 
 
-def _kept_of(y: Tensor | None, bits: bool) -> tuple[Tensor | None, Tensor | None]:
-    """What the gradient of ReLU is made of, where x does not tell: its output, or a bit an element."""
-    if y is None or not bits:
-        return y, None
-    return None, torch.ops.fedsparse.relu_bits(y, math.inf)
+def _save(ctx: Any, x: Tensor, factors: tuple[Tensor | None, ...], y: Tensor, added: bool) -> None:
+    """x, or nothing where `ctx.kept` gives it; and for ReLU's gradient, where x does not tell it, y or bits."""
+    if ctx.kept is None:
+        ctx.save_for_backward(x, *factors, y if ctx.relu and added else None, None)
+        return
+    flags = ctx.relu and (added or not ctx.kept.exact)
+    ctx.save_for_backward(None, *factors, None, torch.ops.fedsparse.relu_bits(y, math.inf) if flags else None)
+
+
+def _gradients(ctx: Any, gy: Tensor, backward: Any, backward_over_x: Any) -> tuple[Tensor | None, ...]:
+    """Of x, weight, bias and residual; in the place of gy and of x where those are needed no more."""
+    x, weight, bias, mean, rstd, y, flags = ctx.saved_tensors
+    owned = False
+    if x is None:
+        x, owned = ctx.kept.take()
+        ctx.kept = None if is_last() else ctx.kept
+    if flags is not None and only_here(gy):
+        torch.ops.fedsparse.relu_gradient_(gy, flags)
+    elif flags is not None:
+        gy = torch.ops.fedsparse.relu_gradient(gy, flags)
+    relu = ctx.relu and flags is None
+    weight, bias = _affine(weight, bias, x)
+    if owned and y is None:
+        dweight, dbias = backward_over_x(gy, x, mean, rstd, weight, bias, relu, *ctx.settings)
+        return _wanted(ctx, x, dweight, dbias, gy)
+    dx, dweight, dbias, masked = backward(gy, x, mean, rstd, weight, bias, y, relu, *ctx.settings)
+    return _wanted(ctx, dx, dweight, dbias, gy if y is None else masked)
+
+
+def batch_factors(weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each [C], of y = x scale + shift."""
+    scale = rstd if weight is None else weight * rstd
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def group_factors(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, channels: int
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each [blocks, C, L], of y = x scale + shift."""
+    width = channels // mean.shape[1]
+    scale = rstd.repeat_interleave(width, 1)
+    shift = -mean.repeat_interleave(width, 1)
+    scale = scale if weight is None else scale * weight[:, None]
+    return scale, shift * scale if bias is None else bias[:, None] + shift * scale
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,16 +235,16 @@ def batch_norm(
     training: bool,
     residual: Tensor | None = None,
     relu: bool = False,
-    bits: bool = False,
+    kept: Kept | None = None,
 ) -> Tensor:
     """relu(z * weight + bias + residual), differentiable in x, weight, bias and residual.
 
     Shapes: x, residual, y [blocks, C, H, W, L] with `batch` images; weight, bias, mean, rstd [C]. With `training`, mean
-    and rstd are those of x, and its gradient runs through them too. With `bits`, one bit an element is kept for a ReLU
-    after a residual, not y.
+    and rstd are those of x, and its gradient runs through them too. `kept` gives x in the backward pass, which then
+    does not keep it, nor y: for a ReLU that x does not tell it keeps a bit an element.
     """
     _check_norm("batch_norm", x, batch, residual)
-    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch, bits)
+    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch, kept)
 
 
 def group_norm(
@@ -221,11 +257,11 @@ def group_norm(
     *,
     residual: Tensor | None = None,
     relu: bool = False,
-    bits: bool = False,
+    kept: Kept | None = None,
 ) -> Tensor:
     """The same with statistics of x by image and group: mean, rstd [blocks, groups, L]."""
     _check_norm("group_norm", x, batch, residual)
-    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch, bits)
+    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch, kept)
 
 
 def _check_norm(op: str, x: Tensor, batch: int, residual: Tensor | None) -> None:

@@ -219,6 +219,11 @@ def _name_of(gpu: torch.device) -> str:
     return torch.cuda.get_device_name(gpu)
 
 
+def is_measuring() -> bool:
+    """Whether `measuring` is in force."""
+    return _measuring
+
+
 @contextmanager
 def measuring() -> Iterator[None]:
     """Within the context every pass that runs is timed on its own operands, sparse and dense, and the times are kept.

@@ -10,6 +10,9 @@ Of equal magnitudes the lower index is kept. Zeros are never stored, so that a s
 after a ReLU. NaN counts as the largest magnitude. Values are stored in x's dtype, or float32 ones as bfloat16.
 
 No gradients: this is what a backward pass keeps, not a step of a forward pass.
+
+    pack_images(x)         the same of x in blocks of images (`blocked`), each image a sample, one row of bits a block
+
 Back ends: cpu (C++: radix selection), dense and reference (torch, any device).
 """
 
@@ -21,9 +24,11 @@ import torch
 from torch import Tensor
 
 from fedsparse.ops.backend import checked_backend
+from fedsparse.ops.blocked import check_batch, check_blocked
 from fedsparse.ops.load import define, require_compiled
 
 define("pack_activation(Tensor x, int count, bool bfloat16) -> (Tensor, Tensor, Tensor)")
+define("pack_images(Tensor x, SymInt batch, int count, bool bfloat16) -> (Tensor, Tensor, Tensor)")
 define("unpack_activation(Tensor bits, Tensor values, Tensor starts, int n) -> Tensor")
 
 
@@ -31,6 +36,14 @@ define("unpack_activation(Tensor bits, Tensor values, Tensor starts, int n) -> T
 def _(x: Tensor, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
     kept = torch.library.get_ctx().new_dynamic_size()
     bits = x.new_empty(x.shape[0], (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    values = x.new_empty(kept, dtype=torch.bfloat16 if bfloat16 else x.dtype)
+    return bits, values, x.new_empty(x.shape[0] + 1, dtype=torch.int64)
+
+
+@torch.library.register_fake("fedsparse::pack_images")
+def _(x: Tensor, batch: int, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    bits = x.new_empty(x.shape[0], (x.shape[1:].numel() + 7) // 8, dtype=torch.uint8)
     values = x.new_empty(kept, dtype=torch.bfloat16 if bfloat16 else x.dtype)
     return bits, values, x.new_empty(x.shape[0] + 1, dtype=torch.int64)
 
@@ -59,15 +72,24 @@ class PackedActivation:
         """Bytes of the three tensors."""
         return self.bits.nbytes + self.values.nbytes + self.starts.nbytes
 
-    def unpack(self) -> Tensor:
-        """The activation with zeros where nothing was kept; bfloat16 values come back as float32."""
+    def unpack(self, first: int = 0, last: int | None = None) -> Tensor:
+        """The activation with zeros where nothing was kept; bfloat16 values come back as float32.
+
+        Of samples `first` to `last`, the end excluded, or of all.
+        """
+        last = self.shape[0] if last is None else last
         n = torch.Size(self.shape[1:]).numel()
+        begin, end = (int(self.starts[i]) for i in (first, last))
+        starts = self.starts[first : last + 1] - begin
         unpacked = _BACKENDS[checked_backend("unpack_activation", _BACKENDS, self.values.device)][1]
-        return unpacked(self.bits, self.values, self.starts, n).reshape(self.shape)
+        return unpacked(self.bits[first:last], self.values[begin:end], starts, n).reshape(last - first, *self.shape[1:])
 
 
-def pack_activation(x: Tensor, share: float, bfloat16: bool = False) -> PackedActivation:
+def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int | None = None) -> PackedActivation:
     """Keep of each sample of x [B, ...] the share of its entries that has the largest magnitudes.
+
+    With `images`, x are blocks of that many images [blocks, C, H, W, L] (`blocked`), and each image is a sample; what
+    stands in lanes without an image is not kept.
 
     ValueError where x is no batch of floats, the share is outside (0, 1], or float64 is to be stored as bfloat16.
     """
@@ -81,10 +103,19 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False) -> PackedAc
     if backend == "cpu":
         require_compiled("cpu")
     flat = x.detach().flatten(1)
-    count = min(flat.shape[1], max(1, round(share * flat.shape[1])))
     with torch.no_grad():
-        bits, values, starts = _BACKENDS[backend][0](flat, count, bfloat16)
+        if images is not None and share < 1:
+            check_blocked("pack_activation", "x", x)
+            check_batch("pack_activation", x, images)
+            count = _share(share, x.shape[1:4].numel())
+            bits, values, starts = torch.ops.fedsparse.pack_images(x, images, count, bfloat16)
+        else:
+            bits, values, starts = _BACKENDS[backend][0](flat, _share(share, flat.shape[1]), bfloat16)
     return PackedActivation(bits, values, starts, tuple(x.shape))
+
+
+def _share(share: float, entries: int) -> int:
+    return min(entries, max(1, round(share * entries)))
 
 
 def _reference_pack(x: Tensor, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from fedsparse.ops.pack_activation import pack_bits, unpack_bits
 
 define("relu_bits(Tensor y, float limit) -> Tensor")
 define("relu_gradient(Tensor gy, Tensor bits) -> Tensor")
+define("relu_gradient_(Tensor(a!) gy, Tensor bits) -> ()")
 
 
 @torch.library.register_fake("fedsparse::relu_bits")

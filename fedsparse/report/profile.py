@@ -110,7 +110,7 @@ def _profile(
     client = Client(0, 0, experiment.seed, build(), experiment.train, index, experiment.training)
     client.model.train()
     with client.contexts:
-        client.keep_less()
+        client.keep_activations(experiment.method)
         method.begin(client)
         iterate(client, method, x, y)  # makes the optimizer's state and whatever else is made once
         times = []

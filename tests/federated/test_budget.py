@@ -174,6 +174,11 @@ def test_a_client_that_takes_more_than_its_limit_is_told() -> None:
     assert incidents[0]["reason"].endswith("bytes of its 1000")
 
 
+def test_limits_are_of_clients_that_train_alone() -> None:
+    with pytest.raises(ValueError, match="clients have memory limits, but training.cohort is 2"):
+        experiment(FedAvg(), [ROOMY] * 4, cohort=2)
+
+
 def test_every_client_has_a_limit() -> None:
     with pytest.raises(ValueError, match="3 memory limits for 4 clients"):
         experiment(FedAvg(), [1, 2, 3])

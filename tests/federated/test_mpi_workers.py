@@ -1,17 +1,24 @@
 """The ranks' server against a link whose messages a test writes; what needs real ranks is in tests/mpi."""
 
 import os
+import socket
 import struct
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+from kill_program import experiment
 
 from fedsparse.comm.mpi import Link, Received
-from fedsparse.federated import mpi_workers
+from fedsparse.federated import mpi_workers, worker_rank
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
-from fedsparse.federated.mpi_workers import MPIWorkers, serve
+from fedsparse.federated.mpi_workers import MPIWorkers
+from fedsparse.federated.ranks import server_works
+from fedsparse.federated.worker_rank import serve
 from fedsparse.federated.workers import Done, Tag
+from fedsparse.methods import FedAvg
 
 
 class Scripted(Link):
@@ -90,7 +97,7 @@ def test_a_worker_counts_the_servers_silence_from_the_end_of_its_own_work(monkey
         time.sleep(0.5)
         return Done(3, b"report")
 
-    monkeypatch.setattr(mpi_workers, "carry_out", long_work)
+    monkeypatch.setattr(worker_rank, "carry_out", long_work)
     link = AsWorker((0, Tag.TRAIN, struct.pack("<qqq", 1, 3, 0)), (0, Tag.WAIT, b""), (0, Tag.STOP, b""))
     serve(link, None, 0.3)  # type: ignore[arg-type]
     assert link.sent == [(0, Tag.HELLO), (0, Tag.ANSWER), (0, Tag.STOP)]
@@ -109,3 +116,109 @@ def test_a_worker_leaves_a_silent_server_after_its_patience() -> None:
 )
 def test_the_patience_with_the_server_is_twice_that_with_a_client(settings: dict[str, float], seconds: float) -> None:
     assert Failures(**settings).patience == seconds  # type: ignore[arg-type]
+
+
+class Own:
+    """Rank 0's worker: what it is sent, and clients of two minibatches, before each of which others are attended to."""
+
+    def __init__(self) -> None:
+        self.between = lambda: None
+        self.said: list[object] = []
+
+    def receive_weights(self, data: bytes) -> None:
+        self.said.append(data)
+
+    receive_mask = receive_task = receive_weights
+
+
+class Answering(Scripted):
+    """Its other ranks answer each order at once, but not before rank 0 has begun its own client."""
+
+    own: Own
+
+    def _poll(self) -> Received | None:
+        answers = self.messages and self.messages[0].tag == Tag.ANSWER
+        return None if answers and len(self.own.said) < 2 else super()._poll()
+
+    def send(self, to: int, tag: int, data: bytes) -> None:
+        super().send(to, tag, data)
+        if tag == Tag.TRAIN:
+            number, client, _ = struct.unpack("<qqq", data)
+            self.messages.append(Received(to, Tag.ANSWER, memoryview(struct.pack("<qqdq", number, client, 1.0, 7))))
+
+
+def two_minibatches(own: Own, kind: Tag, client: int, task: str) -> Done:
+    own.said.append(("begins", client))
+    own.between()
+    own.between()
+    own.said.append(("ends", client))
+    return Done(client, b"mine", seconds=1.0)
+
+
+def test_rank_0_works_too_and_hands_out_amid_its_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six clients of a size: ranks 1 and 2 get 0 and 1, rank 0 does 2, and before it ends the others have done 3 to 5."""
+    monkeypatch.setattr(mpi_workers, "carry_out", two_minibatches)
+    own, link = Own(), Answering((1, Tag.HELLO, b"elsewhere 1"), (2, Tag.HELLO, b"elsewhere 1"))
+    link.own = own
+    workers = MPIWorkers(link, [5] * 6, Failures(), own)  # type: ignore[arg-type]
+    workers.send(Tag.WEIGHTS, b"w")
+    assert own.said == [b"w"], "its worker gets what the others get"
+    done = list(workers.work(Tag.TRAIN, range(6)))
+    assert own.said == [b"w", ("begins", 2), ("ends", 2)]
+    assert sorted(found.client for found in done) == [0, 1, 2, 3, 4, 5]
+    assert [found.client for found in done if found.answer == b"mine"] == [2]
+    assert [(to, tag) for to, tag in link.sent if tag == Tag.TRAIN] == [(1, 4), (2, 4), (1, 4), (2, 4), (1, 4)]
+
+
+def test_rank_0_goes_on_alone_where_all_others_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_workers, "carry_out", two_minibatches)
+    link = Scripted()
+    link.lost = {1, 2}
+    workers = MPIWorkers(link, [5, 5], Failures(), Own())  # type: ignore[arg-type]
+    assert [found.client for found in workers.work(Tag.TRAIN, [0, 1])] == [0, 1]
+    assert [entry["rank"] for entry in workers.incidents()] == [1, 2]
+
+
+def test_rank_0_leaves_its_own_client_at_the_rounds_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first minibatch is within it, the second is not; nobody else is there."""
+
+    def slow(own: Own, kind: Tag, client: int, task: str) -> Done:
+        own.between()
+        time.sleep(0.3)
+        with pytest.raises(mpi_workers.OutOfTimeError):
+            own.between()
+        return Done(client, None, "OutOfTimeError")
+
+    monkeypatch.setattr(mpi_workers, "carry_out", slow)
+    workers = MPIWorkers(Scripted(), [5, 5], Failures(), Own())  # type: ignore[arg-type]
+    found = list(workers.work(Tag.TRAIN, [0, 1], until=time.monotonic() + 0.2))
+    assert [(done.client, done.error) for done in found] == [(n, "not done by the round's deadline") for n in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "ranks", "here", "cores", "expected"),
+    [
+        (None, 2, 2, 2, True), (None, 3, 3, 2, False), (None, 4, 2, 2, True), (None, 9, 1, 64, False),
+        (True, 9, 9, 2, True), (False, 2, 2, 2, False),
+    ],
+)  # fmt: skip
+def test_rank_0_works_by_default_where_few_ranks_have_a_core_each(
+    setting: bool | None, ranks: int, here: int, cores: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    trial = replace(experiment(FedAvg()), server_works=setting)
+    assert server_works(trial, ranks, here) == expected
+
+
+@pytest.mark.parametrize(("host", "killed", "beyond"), [("elsewhere", [], True), (socket.gethostname(), [17], False)])
+def test_a_silent_rank_is_ended_at_once_on_this_host_and_with_the_job_on_another(
+    host: str, killed: list[int], beyond: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, _: ended.append(process))
+    monkeypatch.setattr(Link, "beyond_reach", False)
+    link = Scripted()
+    link.introduce(1, memoryview(f"{host} 17".encode()))
+    link.give_up(1)
+    assert (link.lost, ended, Link.beyond_reach) == ({1}, killed, beyond)

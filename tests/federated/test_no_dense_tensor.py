@@ -96,7 +96,7 @@ def dense_torch_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 METHODS: dict[str, tuple[Method, dict[str, Any]]] = {
     "fedavg": (
         FedAvg(density=0.02),
-        {"wire": "int8", "recompute": True, "lossless": True, "proximal": 0.1, "optimizer": "adam"},
+        {"wire": "int8", "activations": "recompute", "proximal": 0.1, "optimizer": "adam"},
     ),
     "fedtiny": (FedTiny(density=0.02, interval=1, last=5, blocks=1), {}),
     "fedtiny, two batches": (FedTiny(density=0.02, interval=1, last=5, blocks=1, growth_batches=2), {}),

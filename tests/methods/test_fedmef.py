@@ -266,9 +266,10 @@ def toy_loop(method: FedMef, rounds: int = 6, **settings: object) -> Loop:
 
 
 def test_which_layers_are_made() -> None:
-    model = FedMef(store="bf16", gamma=0.75, gain=1.5).prepare(toy_model())
+    method = FedMef(store="bf16", gamma=0.75, gain=1.5)
+    assert method.activations == "pruned(0.25, bf16)"
+    model = method.prepare(toy_model())
     assert isinstance(model[0], NSConv2d)
-    assert model[0].store == (0.25, True)
     assert model[0].gain.tolist() == [1.5] * 4
     assert type(model[3]) is PrunedConv2d
     loop = toy_loop(FedMef(density=0.4))

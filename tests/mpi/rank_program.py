@@ -20,12 +20,14 @@ from torch import nn
 
 from fedsparse.comm.mpi import world_rank, world_size
 from fedsparse.data import Dataset
-from fedsparse.federated import Experiment, Failures, Loop, Training, exchange, faults, run
+from fedsparse.federated import Experiment, Failures, Loop, Training, exchange, faults, mpi_workers, run
 from fedsparse.federated.journal import resumable
 from fedsparse.federated.loop import Loop as _Loop
 from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.ranks import run_on_ranks
 from fedsparse.federated.scheduling import Pace
+from fedsparse.federated.worker import Worker
+from fedsparse.federated.workers import Done, Tag
 from fedsparse.methods import FedTiny
 
 
@@ -41,7 +43,10 @@ def experiment() -> Experiment:
     method = FedTiny(density=0.4, interval=1, last=4, rate=0.3, blocks=1)
     parts = np.split(np.arange(60), [5, 12, 20, 31, 45])
     failures = Failures(client_deadline=float(os.environ.get("DEADLINE", "120")), server_deadline=250.0)
-    return Experiment(model, method, data, data, parts, Training(4, 6, 1, 8), seed=2, failures=failures)
+    works = os.environ.get("SERVER_WORKS") == "1"
+    return Experiment(
+        model, method, data, data, parts, Training(4, 6, 1, 8), seed=2, failures=failures, server_works=works
+    )
 
 
 def one_run(fault: str, kept: list[_Loop]) -> None:
@@ -53,7 +58,7 @@ def one_run(fault: str, kept: list[_Loop]) -> None:
             trial, failures=Failures(round_deadline=float(os.environ.get("ROUND_DEADLINE", "5")), server_deadline=250.0)
         )
     out = Path(os.environ["OUT"]) if "OUT" in os.environ and world_rank() == 0 else None
-    begun = time.monotonic()
+    begun, own = time.monotonic(), len(done_by_the_server)
     if world_size() > 1:
         result = run_on_ranks(trial, out)
     else:
@@ -72,6 +77,7 @@ def one_run(fault: str, kept: list[_Loop]) -> None:
         "metrics": [[r["accuracy"], r["loss"], r["train_loss"], r["bytes_up"], r["bytes_down"]] for r in records],
         "lost": result.get("lost_ranks", []),
         "seconds": time.monotonic() - begun,
+        "own": len(done_by_the_server) - own,
     }
     for what in ("rejected", "dropped", "incidents"):
         found[what] = [[r["round"], e.get("client"), e["reason"]] for r in records for e in r[what]]
@@ -81,19 +87,36 @@ def one_run(fault: str, kept: list[_Loop]) -> None:
 @contextmanager
 def everyone_gets_a_client() -> Iterator[None]:
     """A fault that is ordered has to happen: no rank is left out for being late, or measured to be slow."""
-    hand_out = MPIWorkers._hand_out
+    hand_out, work_too = MPIWorkers._hand_out, MPIWorkers._work_too
 
     def when_all_are_there(workers: MPIWorkers, *arguments: object) -> None:
         if workers.ready.issuperset(workers.ranks):
             hand_out(workers, *arguments)  # type: ignore[arg-type]
 
-    with mock.patch.object(Pace, "note"), mock.patch.object(MPIWorkers, "_hand_out", when_all_are_there):
+    def when_all_have_one(workers: MPIWorkers) -> bool:
+        return workers.orders.keys() >= set(workers.ranks) and work_too(workers)
+
+    with (
+        mock.patch.object(Pace, "note"),
+        mock.patch.object(MPIWorkers, "_hand_out", when_all_are_there),
+        mock.patch.object(MPIWorkers, "_work_too", when_all_have_one),
+    ):
         yield
+
+
+done_by_the_server: list[int] = []
 
 
 def main() -> None:
     torch.set_num_threads(1)
     kept: list[_Loop] = []
+    at_work = mpi_workers.carry_out
+
+    def counted(worker: Worker, kind: Tag, client: int, task: str) -> Done:
+        done_by_the_server.append(client)
+        return at_work(worker, kind, client, task)
+
+    mpi_workers.carry_out = counted
     original = Loop.__init__
 
     def keep(self: Loop, *arguments: object) -> None:

@@ -27,6 +27,17 @@ last = 3
 pool = 2
 """
 PROGRAM = str(Path(__file__).parent / "cli_program.py")
+FAITHFUL = (
+    f"import sys, fedsparse.cli.ranks as r; r.PROGRAM = (sys.executable, {PROGRAM!r});"
+    "from fedsparse.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+# Stands for ssh: the same machine under another host's name, with none of this process's variables.
+AGENT = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+host=$1; shift
+exec env -i HOME="$HOME" PATH=/usr/bin:/bin unshare --uts /bin/bash -c "hostname $host; $*"
+"""
+NAMES_HOSTS = subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode == 0
 SAME = ("accuracy", "loss", "train_loss", "bytes_up", "bytes_down", "layer_densities", "mask_change", "clients")
 
 
@@ -91,9 +102,11 @@ def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_pa
     config = tmp_path / "ranks.toml"
     config.write_text(CONFIG)
     folder = tmp_path / "run"
-    lost = fedsparse(
-        "run", str(config), "--out", str(folder), "--ranks", "3", FEDSPARSE_FAULT="1:0:train:kill,0:1:update:kill"
-    )
+    lost = subprocess.run(
+        [sys.executable, "-c", FAITHFUL, "run", str(config), "--out", str(folder), "--ranks", "3"],
+        capture_output=True, text=True, timeout=850, check=False,
+        env={**os.environ, "FEDSPARSE_FAULT": "1:0:train:kill,0:1:update:kill"},
+    )  # fmt: skip
     assert lost.returncode == 3
     assert "the server's rank is lost; `fedsparse resume` goes on" in lost.stderr
     assert not (folder / "result.json").exists()
@@ -103,6 +116,32 @@ def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_pa
     assert (entry["rank"], entry["reason"]) == (1, "lost: its process ended")
     assert "rank 1, client" in (folder / "report.html").read_text()
     assert json.loads((folder / "result.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
+@pytest.mark.skipif(not NAMES_HOSTS, reason="host names of one's own need the rights of root")
+def test_ranks_on_two_hosts_give_the_same_records_and_a_rank_stopped_on_the_other_ends_with_the_run(
+    tmp_path: Path,
+) -> None:
+    """mpirun would wait without end for the stopped rank, whose process rank 0 cannot end from its host."""
+    config, hosts, agent = tmp_path / "ranks.toml", tmp_path / "hosts", tmp_path / "agent"
+    config.write_text(CONFIG)
+    hosts.write_text("nodea slots=2\nnodeb slots=1\n")
+    agent.write_text(AGENT)
+    agent.chmod(0o755)
+    one = fedsparse("run", str(config), "--out", str(tmp_path / "one"), "--quiet")
+    two = subprocess.run(
+        [sys.executable, "-c", FAITHFUL, "run", str(config), "--out", str(tmp_path / "two"), "--quiet", "--ranks", "3",
+         "--hostfile", str(hosts), "--set", "failures.client_deadline=20"],
+        capture_output=True, text=True, timeout=850, check=False,
+        env={**os.environ, "PRTE_MCA_plm_ssh_agent": str(agent), "FEDSPARSE_FAULT": "2:1:train:stop"},
+    )  # fmt: skip
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
+    assert records(tmp_path / "one") == records(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["lost_ranks"] == [2]
+    (entry,) = json.loads((tmp_path / "two" / "rounds.jsonl").read_text().splitlines()[1])["incidents"]
+    assert (entry["rank"], entry["reason"]) == (2, "lost: silent for over 20 s")
 
 
 def test_without_mpirun_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedsparse import models, ops
 from fedsparse.federated.meter import _cpu_meter
-from fedsparse.nn import Store, prune_activations, sparsify
-from fedsparse.nn.activation_store import BitReLU, BitReLU6, ByteMaxPool2d, keep_bits, packed, pruned_saves
+from fedsparse.nn import keep_activations, sparsify, standardise
+from fedsparse.nn.activation_store import BitReLU, BitReLU6, ByteMaxPool2d, Store, keep_bits, packed, pruned_saves
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -80,7 +80,7 @@ def test_an_input_is_packed_once_while_somebody_holds_it() -> None:
 def test_nothing_outlives_the_graph() -> None:
     meter = _cpu_meter()
     x = random(8, 4, 16, 16).float()
-    conv = prune_activations(nn.Sequential(nn.Conv2d(4, 4, 3)), Store(0.5))
+    conv = keep_activations(standardise(nn.Sequential(nn.Conv2d(4, 4, 3))), "pruned(0.5)")
     conv(x).sum().backward()
     gc.collect()
     before = meter.fedsparse_meter_live()
@@ -125,8 +125,8 @@ def test_saved_bytes_against_the_dense_store_of_the_same_model(
     dense = models.build(name, 10, image_size=size, width=0.25)
     x = torch.randn(16, 3, size, size)
     found = []
-    for store in (None, Store(0.5), Store(0.2, bfloat16=True)):
-        model = sparsify(prune_activations(copy.deepcopy(dense), store, gain=1.7139), 0.1)
+    for level in ("dense", "pruned(0.5)", "pruned(0.2, bf16)"):
+        model = keep_activations(sparsify(standardise(copy.deepcopy(dense), gain=1.7139), 0.1), level)
         found.append(saved_bytes(model, x))
     usual, half, fifth = found
     assert half < limits[0] * usual, f"{half} of {usual} bytes"
@@ -144,8 +144,8 @@ def test_saved_bytes_to_the_byte() -> None:
     dense = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False))
     x = torch.randn(1, 8, 16, 16, requires_grad=True)
     packing = 512 * 4 + 256 + 16
-    for store, expected in ((Store(0.25), 2 * packing + 256), (Store(0.25, bfloat16=True), 2 * (packing - 1024) + 256)):
-        model = sparsify(prune_activations(copy.deepcopy(dense), store), 1.0)
+    for level, expected in (("pruned(0.25)", 2 * packing + 256), ("pruned(0.25, bf16)", 2 * (packing - 1024) + 256)):
+        model = keep_activations(sparsify(copy.deepcopy(dense), 1.0), level)
         assert saved_bytes(model, x) == expected + 4, "4: the sum itself"
     assert saved_bytes(sparsify(copy.deepcopy(dense), 1.0), x) == 2048 * 4 + 4
 
@@ -160,7 +160,7 @@ def test_two_convolutions_share_what_they_keep_of_one_input() -> None:
             y = x * 2
             return self.first(y).sum() + self.second(y).sum()
 
-    model = prune_activations(Two(), Store(0.5))
+    model = keep_activations(standardise(Two()), "pruned(0.5)")
     x = torch.randn(4, 8, 16, 16)
     both = saved_bytes(model, x)
     one = ops.pack_activation(x, 0.5).nbytes

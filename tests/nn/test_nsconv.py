@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsparse import models, ops
-from fedsparse.nn import SparseConv2d, Store, collect_growth, densify, prune_activations, sparse_layers, sparsify
-from fedsparse.nn.nsconv import LEAST, NSConv2d, NSSparseConv2d, PrunedConv2d, PrunedSparseConv2d, Standardise
+from fedsparse.nn import collect_growth, densify, keep_activations, sparse_layers, sparsify, standardise
+from fedsparse.nn.level import Level
+from fedsparse.nn.nsconv import LEAST, NSConv2d, NSSparseConv2d, PrunedConv2d, Standardise
 from fedsparse.nn.scaled_pruning import conv_norm_pairs
 from fedsparse.pruning import from_groups
 from fedsparse.topology import Topology
@@ -56,7 +57,7 @@ def test_gradients_of_the_formula() -> None:
 
 def test_a_full_mask_is_the_dense_layer() -> None:
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False).double()
-    layer = NSConv2d(conv, None, double(4), gain=1.5)
+    layer = NSConv2d(conv, double(4), gain=1.5)
     sparse = NSSparseConv2d.from_dense(layer, Topology.from_mask(torch.ones(4, 3, 3, 3, dtype=torch.bool)))
     x, gy = double(2, 3, 8, 8).requires_grad_(), double(2, 4, 4, 4, seed=1)
     layer(x).backward(gy)
@@ -74,9 +75,10 @@ def test_a_full_mask_is_the_dense_layer() -> None:
 def test_forward_is_exact_and_the_weight_gradient_sees_the_pruned_input(norm: bool, backend: str) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
-    dense = NSConv2d(conv, Store(0.25), double(6)) if norm else PrunedConv2d(conv, Store(0.25))
+    dense = NSConv2d(conv, double(6)) if norm else PrunedConv2d(conv)
     mask = torch.rand(6, 4, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.5
     layer = dense.sparse_class.from_dense(dense, Topology.from_mask(mask))
+    layer.level = Level("pruned", 0.25)
     x, gy = double(3, 4, 7, 7).requires_grad_(), double(3, 6, 7, 7, seed=1)
     with ops.use_backend(backend):
         y = layer(x)
@@ -101,8 +103,8 @@ def test_a_store_of_everything_changes_no_gradient() -> None:
     torch.manual_seed(0)
     model = models.build("cnn", 10, image_size=16, width=0.25)
     x, grads = torch.randn(4, 3, 16, 16), []
-    for store in (None, Store(1.0)):
-        copied = sparsify(prune_activations(copy.deepcopy(model), store), 0.3)
+    for level in ("dense", "pruned(1)"):
+        copied = keep_activations(sparsify(standardise(copy.deepcopy(model)), 0.3), level)
         copied(x).square().sum().backward()
         grads.append({name: p.grad for name, p in copied.named_parameters()})
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -111,7 +113,7 @@ def test_a_store_of_everything_changes_no_gradient() -> None:
 def test_growth_is_collected_from_the_pruned_input() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, padding=1)
-    model = sparsify(prune_activations(nn.Sequential(conv), Store(0.2)), 0.3)
+    model = keep_activations(sparsify(standardise(nn.Sequential(conv)), 0.3), "pruned(0.2)")
     x = torch.randn(3, 4, 7, 7)
     with collect_growth(sparse_layers(model), {"0": 10}) as found:
         model(x).square().sum().backward()
@@ -124,8 +126,8 @@ def test_growth_is_collected_from_the_pruned_input() -> None:
 @pytest.mark.parametrize("granularity", [1, 4])
 def test_a_mask_change_goes_on_with_the_other_weights(granularity: int) -> None:
     torch.manual_seed(0)
-    model = prune_activations(nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8)), Store(0.5))
-    sparsify(model, 0.5, granularity=granularity)
+    model = standardise(nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8)))
+    keep_activations(sparsify(model, 0.5, granularity=granularity), "pruned(0.5)")
     layer = model[0]
     assert isinstance(layer, NSSparseConv2d)
     layer.set_topology(from_groups(torch.arange(8), (8, 2, 3, 3), granularity))
@@ -154,7 +156,7 @@ class Residual(nn.Module):
 
 def test_pairs_follow_the_flow_of_data() -> None:
     assert conv_norm_pairs(Residual()) == {"alone": "norm", "grouped": "grouped_norm"}
-    model = prune_activations(Residual(), Store(0.5))
+    model = keep_activations(standardise(Residual()), "pruned(0.5)")
     assert isinstance(model.alone, NSConv2d)
     assert isinstance(model.grouped, NSConv2d)
     assert type(model.forked) is PrunedConv2d
@@ -167,7 +169,7 @@ def test_pairs_follow_the_flow_of_data() -> None:
 def test_the_shift_and_the_gain_start_as_told() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
     nn.init.constant_(model[1].bias, 0.25)
-    layer = prune_activations(model, None, gain=1.5)[0]
+    layer = standardise(model, gain=1.5)[0]
     assert layer.bias.tolist() == [0.25] * 3
     assert layer.gain.tolist() == [1.5] * 3
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias", "gain"}
@@ -183,7 +185,7 @@ def test_a_model_that_cannot_be_followed_is_refused() -> None:
             return self.norm(self.conv(x)) if x.sum() > 0 else x
 
     with pytest.raises(ValueError, match="cannot be found in Branching"):
-        prune_activations(Branching(), Store(0.5))
+        standardise(Branching())
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -192,17 +194,17 @@ def test_a_model_that_cannot_be_followed_is_refused() -> None:
 )
 def test_every_model_trains_is_made_sparse_and_dense_again(name: str, norm: str) -> None:
     torch.manual_seed(0)
-    model = prune_activations(models.build(name, 4, image_size=32, norm=norm, width=0.25), Store(0.5), gain=1.7139)
+    model = standardise(models.build(name, 4, image_size=32, norm=norm, width=0.25), gain=1.7139)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    keep_activations(sparsify(model, 0.3), "pruned(0.5)")
     assert not any(type(m) in (nn.Conv2d, nn.ReLU, nn.MaxPool2d) for m in model.modules())
-    sparsify(model, 0.3)
-    assert not any(type(m) is SparseConv2d for m in model.modules())
+    assert all(m.level.share == 0.5 for m in model.modules() if hasattr(m, "level"))
     x = torch.randn(2, 3, 32, 32)
     functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
     model, x = model.eval().double(), x.double()
     y = model(x)
-    assert not any(isinstance(m, PrunedSparseConv2d) for m in densify(copy.deepcopy(model)).modules())
+    assert not sparse_layers(densify(copy.deepcopy(model)))
     torch.testing.assert_close(densify(copy.deepcopy(model))(x), y)
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.ops.blocked import from_blocked, to_blocked
 
 RAW = torch.ops.fedsparse
 BACKENDS = ["cpu", "dense", "reference"]
@@ -212,3 +213,32 @@ def test_nothing_is_lost_at_a_share_of_one_whatever_lies_beside(n: int, kept: fl
     packed = ops.pack_activation(x, 1.0)
     assert torch.equal(packed.values, x[x != 0])
     assert torch.equal(packed.unpack(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 16, 19, 33])
+def test_of_blocks_each_image_is_a_sample(batch: int, kind: str, dtype: torch.dtype) -> None:
+    """The same entries as of the ordinary tensor; some blocks at a time too; nothing of lanes without an image."""
+    x = sample((batch, 3, 7, 5), kind, dtype)
+    blocks = to_blocked(x)
+    blocks.permute(0, 4, 1, 2, 3).flatten(0, 1)[batch:] = 7.0
+    for share in (1e-6, 0.3, 0.5):
+        kept = ops.pack_activation(blocks, share, images=batch)
+        assert torch.equal(from_blocked(kept.unpack(), batch), expected(x, share)), share
+        assert len(kept.values) == int((expected(x, share) != 0).sum())
+        whole = kept.unpack()
+        assert torch.equal(kept.unpack(1, len(blocks)), whole[1:])
+        assert torch.equal(kept.unpack(0, 1), whole[:1])
+    if dtype == torch.float32:
+        half = ops.pack_activation(blocks, 0.3, bfloat16=True, images=batch)
+        assert half.values.dtype == torch.bfloat16
+        assert torch.equal(from_blocked(half.unpack(), batch), expected(x, 0.3).bfloat16().float())
+
+
+def test_by_hand_in_blocks() -> None:
+    """Two images of four entries, half of each kept: 3 -1 0 2 keeps 3 2; 1 -5 1 1 keeps -5 and the first 1."""
+    x = torch.tensor([[3.0, -1.0, 0.0, 2.0], [1.0, -5.0, 1.0, 1.0]]).reshape(2, 1, 2, 2)
+    kept = ops.pack_activation(to_blocked(x), 0.5, images=2)
+    assert from_blocked(kept.unpack(), 2).flatten(1).tolist() == [[3.0, 0.0, 0.0, 2.0], [1.0, -5.0, 0.0, 0.0]]
+    assert kept.values.tolist() == [3.0, 1.0, -5.0, 2.0]

@@ -106,9 +106,9 @@ def test_figures_add_up(density: float) -> None:
 
 def test_recomputation_keeps_less() -> None:
     kept = of(experiment(0.1), steps=1)[-1].kept
-    recomputed = of(experiment(0.1, recompute=True), steps=1)[-1].kept
-    assert recomputed < 0.75 * kept
-    assert of(experiment(0.1, recompute=True, lossless=True), steps=1)[-1].kept < 0.85 * recomputed
+    lossless = of(experiment(0.1, activations="lossless"), steps=1)[-1].kept
+    assert lossless < 0.75 * kept
+    assert of(experiment(0.1, activations="recompute"), steps=1)[-1].kept < 0.75 * lossless
 
 
 def test_the_curve_passes_through_every_peak() -> None:

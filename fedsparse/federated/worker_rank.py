@@ -1,0 +1,56 @@
+"""A worker rank of an MPI job: what it is told by rank 0 (`mpi_workers`), and what it answers."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+from fedsparse.comm.mpi import Link
+from fedsparse.federated import faults
+from fedsparse.federated.errors import StoppedError
+from fedsparse.federated.worker import Worker
+from fedsparse.federated.workers import Tag, carry_out, deliver
+
+ANSWER, ORDER = struct.Struct("<qqdq"), struct.Struct("<qqq")
+"""What stands before an answer (number of the order, client, seconds, peak bytes), and before an order's task (number,
+client, round)."""
+_GOES_ON = "`fedsparse resume` goes on from its last checkpoint"
+
+
+def serve(link: Link, worker: Worker, patience: float) -> None:
+    """A worker rank's life: take messages from rank 0, carry out orders, until it says stop.
+
+    patience: seconds of silence after which the server counts as gone, so that no rank waits for ever.
+    """
+    link.send(0, Tag.HELLO, link.identity())
+    until = time.monotonic() + patience
+    while True:
+        message = link.receive(until - time.monotonic())
+        if message is None:
+            if 0 in link.lost:
+                raise StoppedError(f"the server's rank is lost; {_GOES_ON}")
+            if time.monotonic() >= until:
+                link.abandoned = True
+                raise StoppedError(f"the server was silent for {patience:g} seconds; {_GOES_ON}")
+            continue
+        kind = Tag(message.tag)
+        if kind is Tag.STOP:
+            link.send(0, Tag.STOP, b"")
+            link.flush(10.0)
+            return
+        if kind in (Tag.TRAIN, Tag.PERFORM):
+            answer(link, worker, kind, message.data)
+        elif kind is not Tag.WAIT:
+            deliver(worker, kind, message.data)
+        until = time.monotonic() + patience
+
+
+def answer(link: Link, worker: Worker, kind: Tag, order: memoryview) -> None:
+    """Carry out one order and send what comes of it."""
+    number, client, round = ORDER.unpack_from(order)
+    done = carry_out(worker, kind, client, bytes(order[ORDER.size :]).decode())
+    head = ANSWER.pack(number, client, done.seconds, done.peak)
+    tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
+    faults.reach("answer", round)
+    for frame in faults.answers(head + rest, round):
+        link.send(0, tag, frame)
