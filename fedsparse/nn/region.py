@@ -110,14 +110,16 @@ class Blocked:
         """Whether a norm waits that may run with what is done now: under the grad mode in which it was called."""
         return self._blocks is None and self._recorded == torch.is_grad_enabled()
 
-    def relu(self) -> "Blocked":
-        """max(x, 0), in one kernel with a norm that waits."""
+    def relu(self, inplace: bool = False) -> "Blocked":
+        """max(x, 0), in one kernel with a norm that waits; `inplace` is a wish."""
         if self._waits:
             blocks, source = self._run(relu=True)
         elif self.member.level.keeps_all:
             blocks, source = torch.relu(self.blocks), None
         else:
-            blocks = ops.relu(self.blocks)
+            # At the other levels the backward pass may make something from the blocks as they are.
+            alone = self.source is None and self.member.level.name == "pruned"
+            blocks = ops.relu(self.blocks, inplace and alone)
             source = None if self.source is None else self.source.then(blocks, torch.relu)
         return Blocked(self.member, self.batch, blocks, source=source, rectified=True)
 

@@ -27,7 +27,7 @@ def handles(*functions: Any) -> Callable[[Handler], Handler]:
 
 @handles(torch.relu, F.relu, Tensor.relu)
 def _relu(x: Blocked, inplace: bool = False) -> Any:
-    return x.become(x.relu()) if inplace else x.relu()
+    return x.become(x.relu(inplace=True)) if inplace else x.relu()
 
 
 @handles(torch.relu_, Tensor.relu_)
