@@ -163,11 +163,18 @@ std::tuple<Tensor, Tensor, Tensor> grow_scores(Tensor tile_in, Tensor indptr_in,
     const T* along = direction ? in_ptr<T>(*direction) : nullptr;
     const Tile<T> rows_of_tile{in_ptr<T>(tile), along, rows, tile.size(1), first, V};
     Best best(out_ptr<Candidate>(memory), out_ptr<double>(room), count);
-    for (int64_t i = 0; i < count; ++i)
-      if (const double score = in_ptr<double>(scores)[i]; score >= 0)
-        best.offer({score, in_ptr<int64_t>(indices)[i], -1 - i});
+    // In the order of their indices, wherever the tile stands among those that were looked at before.
+    const auto offer_found = [&](bool before) {
+      for (int64_t i = 0; i < count; ++i) {
+        const double score = in_ptr<double>(scores)[i];
+        const int64_t index = in_ptr<int64_t>(indices)[i];
+        if (score >= 0 && (index < first / V * tile.size(1)) == before) best.offer({score, index, -1 - i});
+      }
+    };
+    offer_found(true);
     best.settle();
     const bool finite = offer_tile(rows_of_tile, in_ptr<int32_t>(indptr), in_ptr<int32_t>(cols), best);
+    offer_found(false);
     best.settle();
     for (int64_t i = 0; i < count; ++i) {
       const Candidate chosen = i < best.size() ? best[i] : Candidate{-1.0, 0, 0};
