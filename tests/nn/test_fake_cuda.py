@@ -85,7 +85,7 @@ def test_forward_and_optimizer_stay_on_the_gpu_and_wait_for_nothing(name: str, g
 def test_all_three_products_stay_on_the_gpu_and_wait_for_nothing(
     shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    t = Topology.from_mask(torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3)
+    t = Topology.from_mask(torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3).with_transpose()
     with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
         arrays = ("indptr", "cols", "t_indptr", "t_cols", "t_perm")
         on_gpu = {n: torch.empty(getattr(t, n).shape, dtype=torch.int32, device="cuda") for n in arrays}
