@@ -38,6 +38,36 @@ def test_bits_are_those_of_a_step_that_keeps_all(name: str, norm: str, level: st
     assert all(torch.equal(a, b) for a, b in zip(kept, computed))
 
 
+class Shared(nn.Module):
+    """Gradients that go to several: to two convolutions, to two norms and a sum, to a ReLU's input and past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.a, self.b, self.c, self.d = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.k, self.m, self.n = (nn.BatchNorm2d(16) for _ in range(3))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.n(self.stem(x)))
+        a, b = self.a(x), self.b(x)
+        both = a + b
+        x = torch.relu(self.m(a) + self.k(b) + both) + both
+        return self.head((self.c(x) + self.d(x) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("level", EXACT)
+def test_a_gradient_that_goes_to_several_is_not_overwritten(level: str) -> None:
+    torch.manual_seed(0)
+    model, x = sparsify(Shared(), 0.3), torch.randn(32, 3, 8, 8)
+    with use_region(False):
+        ordinary = step(copy.deepcopy(model), x)
+    kept, computed = step(copy.deepcopy(model), x), step(keep_activations(copy.deepcopy(model), level), x)
+    assert all(torch.equal(a, b) for a, b in zip(kept, computed, strict=True))
+    for a, b in zip(computed, ordinary, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("level", EXACT)
 def test_bits_without_norms_and_outside_the_region(level: str) -> None:
     """NSConv and ReLU, whose outputs no norm can make again; and ordinary tensors, where ReLU's outputs are packed."""
