@@ -3,6 +3,7 @@
 // Batch norm has one mean and deviation a channel, group norm one for each group of channels of each image.
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
 #include <optional>
 
 #include "blocked_tensor.h"
@@ -21,6 +22,12 @@ void over_channels(int64_t count, int64_t lines, const Body& body) {
   torch::stable::parallel_for(0, count, move_grain(lines * kLanes<T>), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i);
   });
+}
+
+void require_channels(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
+  require_same_type(op, name, tensor, x);
+  require(tensor.dim() == 1 && tensor.size(0) == x.size(1), op, ": ", name, " must have ", x.size(1),
+          " entries.");
 }
 
 // (mean, biased variance), each [channels], over the true images: two passes over one channel at a time.
@@ -46,15 +53,57 @@ void batch_moments(const Planes<const T>& x, T* mean, T* variance) {
   });
 }
 
-std::tuple<Tensor, Tensor> blocked_batch_moments(Tensor x_in, int64_t batch) {
-  const Tensor x = checked_blocked("blocked_batch_moments", "x", x_in);
-  require_batch("blocked_batch_moments", x, batch);
-  Tensor mean = torch::stable::new_empty(x, {x.size(1)}), variance = torch::stable::new_empty(x, {x.size(1)});
+std::optional<Tensor> given(const char* op, const char* name, const std::optional<Tensor>& tensor,
+                            const Tensor& x) {
+  if (!tensor) return std::nullopt;
+  require_channels(op, name, *tensor, x);
+  return checked_floats(op, name, *tensor, 1);
+}
+
+// running = (1 - momentum) running + momentum value, in the type of both.
+template <typename T>
+void move_running(const std::optional<Tensor>& running, int64_t channels, double momentum, const T* values,
+                  double factor) {
+  if (!running) return;
+  T* const to = out_ptr<T>(*running);
+  for (int64_t c = 0; c < channels; ++c)
+    to[c] = to[c] * static_cast<T>(1 - momentum) +
+            values[c] * static_cast<T>(factor) * static_cast<T>(momentum);
+}
+
+// (mean, rstd, scale, shift) of x itself, each [channels]; moves the running mean and (unbiased) variance.
+std::tuple<Tensor, Tensor, Tensor, Tensor> blocked_batch_statistics(
+    Tensor x_in, int64_t batch, std::optional<Tensor> weight_in, std::optional<Tensor> bias_in,
+    std::optional<Tensor> running_mean, std::optional<Tensor> running_variance, double momentum, double eps) {
+  const char* op = "blocked_batch_statistics";
+  const Tensor x = checked_blocked(op, "x", x_in);
+  require_batch(op, x, batch);
+  const int64_t channels = x.size(1), count = batch * x.size(2) * x.size(3);
+  const auto weight = given(op, "weight", weight_in, x), bias = given(op, "bias", bias_in, x);
+  for (const auto* running : {&running_mean, &running_variance}) {
+    if (!*running) continue;
+    require_channels(op, "a running statistic", **running, x);
+    require((*running)->is_contiguous(), op, ": a running statistic must be contiguous.");
+  }
+  require(!running_variance || count > 1, op, ": the running variance needs more than one value per channel.");
+  std::tuple<Tensor, Tensor, Tensor, Tensor> all;
+  auto& [mean, rstd, scale, shift] = all;
+  for (Tensor* each : {&mean, &rstd, &scale, &shift}) *each = torch::stable::new_empty(x, {channels});
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
-    batch_moments<T>(planes_of(x, batch, in_ptr<T>(x)), out_ptr<T>(mean), out_ptr<T>(variance));
+    T *const m = out_ptr<T>(mean), *const r = out_ptr<T>(rstd), *const a = out_ptr<T>(scale),
+             *const b = out_ptr<T>(shift);
+    batch_moments<T>(planes_of(x, batch, in_ptr<T>(x)), m, r);
+    move_running<T>(running_mean, channels, momentum, m, 1);
+    move_running<T>(running_variance, channels, momentum, r,
+                    static_cast<double>(count) / static_cast<double>(count - 1));
+    for (int64_t c = 0; c < channels; ++c) {
+      r[c] = T{1} / std::sqrt(r[c] + static_cast<T>(eps));
+      a[c] = weight ? in_ptr<T>(*weight)[c] * r[c] : r[c];
+      b[c] = (bias ? in_ptr<T>(*bias)[c] : T{0}) - m[c] * a[c];
+    }
   });
-  return {mean, variance};
+  return all;
 }
 
 // (mean, biased variance), each [blocks, groups, lanes].
@@ -229,12 +278,6 @@ void batch_backward(const Backward<T>& t, const T* mean, const T* rstd, const T*
   });
 }
 
-void require_channels(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
-  require_same_type(op, name, tensor, x);
-  require(tensor.dim() == 1 && tensor.size(0) == x.size(1), op, ": ", name, " must have ", x.size(1),
-          " entries.");
-}
-
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Gradients batch_norm_backward(bool over_x, Tensor gy, Tensor x, Tensor mean_in, Tensor rstd_in,
@@ -376,7 +419,7 @@ std::tuple<Tensor, Tensor> blocked_group_norm_backward_(Tensor gy, Tensor x, Ten
 }  // namespace fedsparse
 
 STABLE_TORCH_LIBRARY_IMPL(fedsparse, CPU, m) {
-  m.impl("blocked_batch_moments", TORCH_BOX(&fedsparse::blocked_batch_moments));
+  m.impl("blocked_batch_statistics", TORCH_BOX(&fedsparse::blocked_batch_statistics));
   m.impl("blocked_group_moments", TORCH_BOX(&fedsparse::blocked_group_moments));
   m.impl("blocked_norm", TORCH_BOX(&fedsparse::blocked_norm));
   m.impl("blocked_norm_", TORCH_BOX(&fedsparse::blocked_norm_));

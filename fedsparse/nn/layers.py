@@ -47,6 +47,7 @@ class SparseLayer(nn.Module):
         self.granularity = topology.granularity
         self.seen: tuple[int, int, int] | None = None  # (batch, H, W) of the last input; a linear layer's has 1 x 1
         self.memory: Memory = "fast"
+        self._topology: Topology | None = None  # of the buffers as they last were
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
         for name in _INDEX_ARRAYS:
@@ -56,8 +57,11 @@ class SparseLayer(nn.Module):
     @property
     def topology(self) -> Topology:
         """The layer's topology, on the layer's device."""
-        arrays = {name: getattr(self, name) for name in _INDEX_ARRAYS}
-        return Topology(shape=self.weight_shape, granularity=self.granularity, **arrays)
+        arrays: dict[str, Any] = {name: self._buffers[name] for name in _INDEX_ARRAYS}
+        known = self._topology
+        if known is None or any(getattr(known, name) is not array for name, array in arrays.items()):
+            known = self._topology = Topology(self.weight_shape, granularity=self.granularity, **arrays)
+        return known
 
     @torch.no_grad()
     def set_topology(self, new: Topology) -> Move:
@@ -239,9 +243,11 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Any) -> Any:
         """Apply the layer, from Tensor or Blocked to Tensor or Blocked; differentiable in x and all parameters."""
-        self.seen = (x.shape[0], x.shape[2], x.shape[3])
-        self.blocked = self.region and admits(x, self.values)
-        if self.blocked:
+        shape = x.shape
+        seen, blocked = (shape[0], shape[2], shape[3]), self.region and admits(x, self.values)
+        if (seen, blocked) != (self.seen, self.blocked):  # a module's attributes are slow to set
+            self.seen, self.blocked = seen, blocked
+        if blocked:
             return self._in_blocks(enter(x, self))
         values, x, store = self.used(), as_tensor(x), self.level.store
         sizes = (self.stride, self.padding, self.dilation)

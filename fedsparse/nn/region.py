@@ -77,8 +77,13 @@ class Blocked:
         self._blocks, self._norm, self._residual = blocks, norm, residual
         self._recorded = torch.is_grad_enabled()
         known: Any = blocks if like is None else like
-        self.shape = torch.Size((batch, *known.shape[1:4]))
         self.dtype: torch.dtype = known.dtype
+        self._shape: torch.Size = known.shape if like is None else like._shape
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, C, H, W)."""
+        return torch.Size((self.batch, *self._shape[1:4]))
 
     @property
     def blocks(self) -> Tensor:

@@ -125,22 +125,15 @@ def _batch_norm(
         count = x.numel() // x.shape[1] if x.shape[1] else 0
         if count <= 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        mean, variance = blocked_norm.batch_moments(blocks, batch)
-        _move(running_mean, mean, momentum)
-        _move(running_var, variance * (count / (count - 1)), momentum)
+        running = (running_mean, running_var)
+        statistics = blocked_norm.batch_statistics(blocks, batch, weight, bias, *running, momentum, eps)
     else:
         if running_mean is None or running_var is None:
             return NotImplemented
-        mean, variance = running_mean.clone(), running_var
-    rstd = torch.rsqrt(variance + eps)
-    norm = partial(blocked_norm.batch_norm, blocks, weight, bias, mean, rstd, batch, training=training)
-    return _waiting(x, norm, partial(blocked_norm.batch_factors, weight, bias, mean, rstd))
-
-
-@torch.no_grad()
-def _move(running: Tensor | None, new: Tensor, momentum: float) -> None:
-    if running is not None:
-        running.mul_(1 - momentum).add_(new, alpha=momentum)
+        rstd = torch.rsqrt(running_var + eps)
+        statistics = blocked_norm.given_statistics(weight, bias, running_mean.clone(), rstd)
+    norm = partial(blocked_norm.batch_norm, blocks, weight, bias, statistics, batch, training=training)
+    return _waiting(x, norm, lambda: (statistics.scale, statistics.shift))
 
 
 @handles(F.group_norm)

@@ -16,7 +16,7 @@ kernels and dense torch (`dispatch`), and `measuring` times both.
 from fedsparse.ops.backend import BACKENDS, active_backend, is_forced, runs_triton, use_backend
 from fedsparse.ops.blocked import from_blocked, to_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
-from fedsparse.ops.blocked_norm import batch_moments, batch_norm, group_moments, group_norm
+from fedsparse.ops.blocked_norm import batch_norm, batch_statistics, given_statistics, group_moments, group_norm
 from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
@@ -37,8 +37,8 @@ __all__ = [
     "GrowSearch",
     "PackedActivation",
     "active_backend",
-    "batch_moments",
     "batch_norm",
+    "batch_statistics",
     "blocked_average",
     "blocked_conv2d",
     "blocked_max",
@@ -49,6 +49,7 @@ __all__ = [
     "conv2d_weight",
     "from_blocked",
     "gather",
+    "given_statistics",
     "group_moments",
     "group_norm",
     "grow_scores",

@@ -9,8 +9,10 @@ Each runs in the layout, or leaves it for dense torch and enters it again, which
 second derivative needs the ordinary layout. CPU only (C++, float32 and float64).
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -92,13 +94,40 @@ def reference_blocked_conv2d(
     return reference_to_blocked(product(values, index, reference_from_blocked(x, batch), bias, geometry))
 
 
+class Layer(NamedTuple):
+    """What is constant in a call: topology, images of the batch, and geometry with the size of the input."""
+
+    topology: Topology
+    batch: int
+    geometry: Geometry
+
+    def products(self, dtype: torch.dtype) -> Products:
+        """The three products: within the layout, or each where it is faster."""
+        within = _within(self.batch)
+        if is_forced():
+            return within
+        candidates = {"cpu": within, "dense": _outside(self.batch)}
+        if dispatch.is_measuring():
+            return dispatch.products("blocked_conv2d", candidates, self.batch)
+        known = _chosen.setdefault(self.topology, {})
+        key = (self.batch, self.geometry, dtype, dispatch.situation())
+        if key not in known:
+            known[key] = self._choose(candidates, dtype)
+        return known[key]
+
+    def _choose(self, candidates: Mapping[str, Products], dtype: torch.dtype) -> Products:
+        index, (*sizes, size) = Index.of(self.topology), self.geometry
+        where = (index, tuple(sizes), size, self.batch, dtype)
+        names = ("product", "transposed", "sampled")
+        works = (dispatch.pass_of("blocked_conv2d", name, *where) for name in names)
+        return Products(*(getattr(candidates[dispatch.choose(work).name], name) for work, name in zip(works, names)))
+
+
+_chosen: WeakKeyDictionary[Topology, dict[Any, Products]] = WeakKeyDictionary()
+"""By topology, since a choice is made for every pass of every step and depends on the mask."""
+
+
 @lru_cache(64)
-def _products(batch: int, forced: bool) -> Products:
-    """The three products of that many images: within the layout, or whichever is faster."""
-    within = _within(batch)
-    return within if forced else dispatch.products("blocked_conv2d", {"cpu": within, "dense": _outside(batch)}, batch)
-
-
 def _within(batch: int) -> Products:
     raw = torch.ops.fedsparse
 
@@ -115,6 +144,7 @@ def _within(batch: int) -> Products:
     return Products(product, transposed, sampled)
 
 
+@lru_cache(64)
 def _outside(batch: int) -> Products:
     """Dense torch on ordinary tensors."""
     dense, enter = products_of("conv2d", "dense"), torch.ops.fedsparse.to_blocked
@@ -138,43 +168,31 @@ class BlockedConv2d(torch.autograd.Function):
     """y = W * x + bias, and its gradients where they are asked for."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        geometry: Geometry,
-        batch: int,
-        values: Tensor,
-        x: Tensor,
-        bias: Tensor | None,
-        kept: Kept | None,
-        *index: Any,
-    ) -> Tensor:
-        """Geometry as (kernel, stride, padding, dilation); index as the fields of `Index`."""
-        ctx.geometry, ctx.batch, ctx.size = geometry, batch, tuple(x.shape[2:4])
-        needs_values, needs_x = ctx.needs_input_grad[2:4]
-        whole = Index(*index)
-        ctx.sizes = whole.sizes
+    def forward(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, layer: Layer, kept: Kept | None) -> Tensor:
+        """Arguments as in `blocked_conv2d`."""
+        needs_values, needs_x = ctx.needs_input_grad[:2]
         ctx.kept = kept if needs_values else None
-        saved = x if needs_values and kept is None else None
-        ctx.save_for_backward(values if needs_x else None, saved, *whole.arrays)
-        ctx.products = _products(batch, is_forced())
-        return ctx.products.product(values, whole, x, bias, (*geometry, ctx.size))
+        ctx.save_for_backward(values if needs_x else None, x if needs_values and kept is None else None)
+        ctx.layer, ctx.products = layer, layer.products(x.dtype)
+        return ctx.products.product(values, Index.of(layer.topology), x, bias, layer.geometry)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of values, x and bias."""
-        values, x, *arrays = ctx.saved_tensors
-        needs_values, needs_x, needs_bias = ctx.needs_input_grad[2:5]
-        products, geometry, index = ctx.products, (*ctx.geometry, ctx.size), Index.saved(arrays, ctx.sizes)
+        values, x = ctx.saved_tensors
+        needs_values, needs_x, needs_bias = ctx.needs_input_grad[:3]
+        products, (topology, batch, geometry) = ctx.products, ctx.layer
+        index = Index.of(topology)
         dvalues = None
         if needs_values and x is not None:
             dvalues = products.sampled(index, gy, x, geometry)
         elif needs_values:
-            dvalues = _sampled_in_parts(products, index, gy, ctx.kept, ctx.batch, geometry)
+            dvalues = _sampled_in_parts(products, index, gy, ctx.kept, batch, geometry)
             ctx.kept = None if is_last() else ctx.kept
-        dbias = torch.ops.fedsparse.blocked_sum(gy, ctx.batch) if needs_bias else None
-        dx = _transposed_in_parts(products, values, index, gy, ctx.batch, geometry) if needs_x else None
-        return None, None, dvalues, dx, dbias, None, *(None for _ in index)
+        dbias = torch.ops.fedsparse.blocked_sum(gy, batch) if needs_bias else None
+        dx = _transposed_in_parts(products, values, index, gy, batch, geometry) if needs_x else None
+        return dvalues, dx, dbias, None, None
 
 
 def runs_in_parts(product: str, index: Index, x: Tensor, batch: int, geometry: Geometry) -> bool:
@@ -197,7 +215,9 @@ def conv2d_again(
         return torch.ops.fedsparse.blocked_conv2d(
             values, index.indptr, index.cols, index.granularity, x, bias, *geometry[:4]
         )
-    return _products(batch, False).product(values, index, x, bias, (*geometry[:4], (x.shape[2], x.shape[3])))
+    candidates = {"cpu": _within(batch), "dense": _outside(batch)}
+    outside = dispatch.products("blocked_conv2d", candidates, batch)
+    return outside.product(values, index, x, bias, (*geometry[:4], (x.shape[2], x.shape[3])))
 
 
 def _sampled_in_parts(
@@ -267,8 +287,15 @@ def blocked_conv2d(
     check_bias(op, bias, topology.rows, x)
     if x.shape[1] != topology.channels:
         raise ValueError(f"{op}: x must have {topology.channels} channels, not {x.shape[1]}.")
+    geometry = _geometry(op, topology.kernel, stride, padding, dilation, (x.shape[2], x.shape[3]))
+    return BlockedConv2d.apply(values, x, bias, Layer(topology, batch, geometry), kept)
+
+
+@lru_cache(1024)
+def _geometry(
+    op: str, kernel: tuple[int, int], stride: Size, padding: Size, dilation: Size, size: tuple[int, int]
+) -> Geometry:
     pairs = pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
-    geometry = (topology.kernel, *pairs)
-    if min(output_size((x.shape[2], x.shape[3]), geometry)) < 1:
-        raise ValueError(f"{op}: the kernel {topology.kernel} with dilation {pairs[2]} exceeds the padded input.")
-    return BlockedConv2d.apply(geometry, batch, values, x, bias, kept, *Index.of(topology))
+    if min(output_size(size, (kernel, *pairs))) < 1:
+        raise ValueError(f"{op}: the kernel {kernel} with dilation {pairs[2]} exceeds the padded input.")
+    return kernel, *pairs, size

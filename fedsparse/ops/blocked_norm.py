@@ -19,7 +19,7 @@ norm's ReLU and, for an addition, as much; but lanes without an image are kept h
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,10 @@ from fedsparse.ops.load import define
 _BACKWARD = "Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? out, bool relu"
 _GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 
-define("blocked_batch_moments(Tensor x, SymInt batch) -> (Tensor mean, Tensor variance)")
+define(
+    "blocked_batch_statistics(Tensor x, SymInt batch, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_variance, float momentum, float eps) -> (Tensor mean, Tensor rstd, Tensor scale, Tensor shift)"
+)
 define("blocked_group_moments(Tensor x, int groups) -> (Tensor mean, Tensor variance)")
 define("blocked_norm(Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> Tensor")
 define("blocked_norm_(Tensor(a!) y, Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> ()")
@@ -43,9 +46,9 @@ define(f"blocked_batch_norm_backward_({_OVER_X}, bool training, SymInt batch) ->
 define(f"blocked_group_norm_backward_({_OVER_X}, SymInt batch) -> (Tensor dweight, Tensor dbias)")
 
 
-@torch.library.register_fake("fedsparse::blocked_batch_moments")
-def _(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+@torch.library.register_fake("fedsparse::blocked_batch_statistics")
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape[1]) for _ in range(4))
 
 
 @torch.library.register_fake("fedsparse::blocked_group_moments")
@@ -85,6 +88,23 @@ def reference_norm(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | N
     return y.relu() if relu else y
 
 
+class Statistics(NamedTuple):
+    """What batch norm is given, each [C]: mean, rstd, and y = x scale + shift, which follow with weight and bias."""
+
+    mean: Tensor
+    rstd: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class How(NamedTuple):
+    """What is constant in a call of a norm; settings: what its backward op takes last."""
+
+    relu: bool
+    settings: tuple[Any, ...]
+    kept: Kept | None
+
+
 class BatchNorm(torch.autograd.Function):
     """Given statistics, of x itself (training) or not."""
 
@@ -95,17 +115,13 @@ class BatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
-        relu: bool,
-        training: bool,
-        batch: int,
-        kept: Kept | None,
+        statistics: Statistics,
+        how: How,
     ) -> Tensor:
         """Arguments as in `batch_norm`."""
-        ctx.relu, ctx.settings, ctx.kept = relu, (training, batch), kept
-        scale, shift = batch_factors(weight, bias, mean, rstd)
-        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
+        ctx.relu, ctx.settings, ctx.kept = how
+        mean, rstd, scale, shift = statistics
+        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, how.relu)
         _save(ctx, x, (weight, bias, mean, rstd), y, residual is not None)
         return y
 
@@ -115,7 +131,7 @@ class BatchNorm(torch.autograd.Function):
         """Gradients of x, weight, bias and residual."""
         raw = torch.ops.fedsparse
         gradients = _gradients(ctx, gy, raw.blocked_batch_norm_backward, raw.blocked_batch_norm_backward_)
-        return *gradients, *(None,) * 6
+        return *gradients, None, None
 
 
 class GroupNorm(torch.autograd.Function):
@@ -130,14 +146,12 @@ class GroupNorm(torch.autograd.Function):
         residual: Tensor | None,
         mean: Tensor,
         rstd: Tensor,
-        relu: bool,
-        batch: int,
-        kept: Kept | None,
+        how: How,
     ) -> Tensor:
         """Arguments as in `group_norm`."""
-        ctx.relu, ctx.settings, ctx.kept = relu, (batch,), kept
+        ctx.relu, ctx.settings, ctx.kept = how
         scale, shift = group_factors(weight, bias, mean, rstd, x.shape[1])
-        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, relu)
+        y = torch.ops.fedsparse.blocked_norm(x, scale, shift, residual, how.relu)
         _save(ctx, x, (weight, bias, mean, rstd), y, residual is not None)
         return y
 
@@ -147,7 +161,7 @@ class GroupNorm(torch.autograd.Function):
         """Gradients of x, weight, bias and residual."""
         raw = torch.ops.fedsparse
         gradients = _gradients(ctx, gy, raw.blocked_group_norm_backward, raw.blocked_group_norm_backward_)
-        return *gradients, *(None,) * 5
+        return *gradients, None, None, None
 
 
 def _save(ctx: Any, x: Tensor, factors: tuple[Tensor | None, ...], y: Tensor, added: bool) -> None:
@@ -208,14 +222,6 @@ def _wanted(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
 
 
 @torch.no_grad()
-def batch_moments(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """(mean, biased variance), each [C], of the true images of x [blocks, C, H, W, L]; no gradients."""
-    check_blocked("batch_moments", "x", x)
-    check_batch("batch_moments", x, batch)
-    return torch.ops.fedsparse.blocked_batch_moments(x, batch)
-
-
-@torch.no_grad()
 def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """(mean, biased variance), each [blocks, groups, L], of x [blocks, C, H, W, L]; no gradients."""
     check_blocked("group_moments", "x", x)
@@ -224,12 +230,40 @@ def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return torch.ops.fedsparse.blocked_group_moments(x, groups)
 
 
+def batch_statistics(
+    x: Tensor,
+    batch: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Statistics:
+    """The statistics of the true images of x [blocks, C, H, W, L]; moves the running ones, in place; no gradients.
+
+    running = (1 - momentum) running + momentum new, with the unbiased variance, as torch's batch norm has it.
+    """
+    check_blocked("batch_statistics", "x", x)
+    check_batch("batch_statistics", x, batch)
+    running = (running_mean, running_variance)
+    affine = (None if tensor is None else tensor.detach() for tensor in (weight, bias))
+    return Statistics(
+        *torch.ops.fedsparse.blocked_batch_statistics(x.detach(), batch, *affine, *running, momentum, eps)
+    )
+
+
+def given_statistics(weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Statistics:
+    """The statistics of batch norm that stands on others than those of x."""
+    with torch.no_grad():
+        return Statistics(mean, rstd, *batch_factors(weight, bias, mean, rstd))
+
+
 def batch_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Statistics,
     batch: int,
     *,
     training: bool,
@@ -239,12 +273,12 @@ def batch_norm(
 ) -> Tensor:
     """relu(z * weight + bias + residual), differentiable in x, weight, bias and residual.
 
-    Shapes: x, residual, y [blocks, C, H, W, L] with `batch` images; weight, bias, mean, rstd [C]. With `training`, mean
-    and rstd are those of x, and its gradient runs through them too. `kept` gives x in the backward pass, which then
+    Shapes: x, residual, y [blocks, C, H, W, L] with `batch` images; weight, bias [C]. With `training`, the statistics
+    are those of x, and its gradient runs through them too. `kept` gives x in the backward pass, which then
     does not keep it, nor y: for a ReLU that x does not tell it keeps a bit an element.
     """
     _check_norm("batch_norm", x, batch, residual)
-    return BatchNorm.apply(x, weight, bias, residual, mean, rstd, relu, training, batch, kept)
+    return BatchNorm.apply(x, weight, bias, residual, statistics, How(relu, (training, batch), kept))
 
 
 def group_norm(
@@ -261,7 +295,7 @@ def group_norm(
 ) -> Tensor:
     """The same with statistics of x by image and group: mean, rstd [blocks, groups, L]."""
     _check_norm("group_norm", x, batch, residual)
-    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, relu, batch, kept)
+    return GroupNorm.apply(x, weight, bias, residual, mean, rstd, How(relu, (batch,), kept))
 
 
 def _check_norm(op: str, x: Tensor, batch: int, residual: Tensor | None) -> None:

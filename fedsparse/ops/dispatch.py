@@ -33,10 +33,11 @@ from torch import Tensor
 from fedsparse.ops.algebra import Geometry, Products
 from fedsparse.ops.blocked import LANES
 from fedsparse.ops.index import Index
-from fedsparse.ops.times import file_of_times, keep, known
+from fedsparse.ops.times import file_of_times, keep, known, places
 
 CROSSOVERS = Path(__file__).with_name("crossovers.json")
 _measuring = False
+_measured = 0  # passes timed by this process
 _dense_allowed = True
 
 
@@ -147,7 +148,9 @@ def crossover(work: Pass) -> float:
 
 def run(work: Pass, candidates: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """The result of the chosen candidate; within `measuring` both are timed first."""
+    global _measured
     if _measuring:
+        _measured += 1
         clock = gpu_milliseconds if work.gpu else milliseconds
         times = {name: clock(candidate) for name, candidate in candidates.items()}
         keep(file_of_times(work.gpu), work.key, times)
@@ -217,6 +220,11 @@ def pass_of(
 @cache
 def _name_of(gpu: torch.device) -> str:
     return torch.cuda.get_device_name(gpu)
+
+
+def situation() -> tuple[Any, ...]:
+    """What choices depend on beside the pass: equal while a choice stays as it is."""
+    return (_dense_allowed, _measured, torch.get_num_threads(), torch.ops.fedsparse.isa(), places())
 
 
 def is_measuring() -> bool:

@@ -32,10 +32,16 @@ def processor() -> str:
 
 def file_of_times(gpu: str = "") -> Path | None:
     """Where the times of the CPU, or of a GPU of that name, are kept; None where there is no home folder for it."""
-    given = tuple(os.environ.get(name) for name in ("FEDSPARSE_CACHE", "XDG_CACHE_HOME", "HOME"))
+    given = places()
     machine = _slug(gpu or processor())
     how = "" if gpu else f"-{torch.ops.fedsparse.isa()}-{torch.get_num_threads()}-threads"
     return _file_in(given, f"{machine}-{_version()}{how}.json")
+
+
+def places() -> tuple[str | None, ...]:
+    """The environment variables that say where times are kept."""
+    look = os.environ.get
+    return look("FEDSPARSE_CACHE"), look("XDG_CACHE_HOME"), look("HOME")
 
 
 @cache

@@ -137,6 +137,20 @@ def test_deepcopy_and_dtype_moves_keep_the_topology() -> None:
     assert model[0].topology.nnz == 65
 
 
+def test_a_layers_topology_is_one_object_until_its_arrays_change() -> None:
+    layer = sparsify(small_model(), 0.5)[0]
+    first = layer.topology
+    assert layer.topology is first
+    copied = copy.deepcopy(layer)
+    assert copied.topology is not first
+    assert copied.topology.indptr is copied.indptr
+    layer.set_topology(Topology.from_mask(torch.ones(layer.weight_shape, dtype=torch.bool)))
+    assert layer.topology is not first
+    assert layer.topology.cols is layer.cols
+    layer.load_state_dict(copied.state_dict())
+    assert torch.equal(layer.topology.cols, first.cols)
+
+
 def test_vectors_of_output_channels_share_their_columns() -> None:
     model = sparsify(small_model(), 0.25, granularity=4)
     mask = model[0].topology.mask()

@@ -39,9 +39,28 @@ def by_blocks(kind: str, batch: int, x: Tensor, residual, weight, bias, relu: bo
         mean, variance = ops.group_moments(x, 2)
         return ops.group_norm(x, weight, bias, mean, (variance + EPS).rsqrt(), batch, residual=residual, relu=relu)
     training = kind == "batch norm"
-    mean, variance = ops.batch_moments(x, batch) if training else (given(x.dtype, 0), given(x.dtype, 1))
+    if training:
+        statistics = ops.batch_statistics(x, batch, weight, bias, None, None, 0.1, EPS)
+    else:
+        rstd = (given(x.dtype, 1) + EPS).rsqrt()
+        statistics = ops.given_statistics(weight, bias, given(x.dtype, 0), rstd)
+    return ops.batch_norm(x, weight, bias, statistics, batch, training=training, residual=residual, relu=relu)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_are_torchs_and_so_are_the_running_ones(dtype: torch.dtype, batch: int, isa: str) -> None:
+    x, _, weight, bias, _ = operands(batch, torch.float64)
+    expected = given(x.dtype, 0), given(x.dtype, 1)
+    F.batch_norm(x, *expected, weight, bias, True, 0.3, EPS)
+    running = [given(torch.float64, i).to(dtype) for i in (0, 1)]
+    affine = weight.to(dtype), bias.to(dtype)
+    found = ops.batch_statistics(poisoned(x.to(dtype)), batch, *affine, *running, 0.3, EPS)
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     rstd = (variance + EPS).rsqrt()
-    return ops.batch_norm(x, weight, bias, mean, rstd, batch, training=training, residual=residual, relu=relu)
+    every = (*found, *running)
+    for a, b in zip(every, (mean, rstd, weight * rstd, bias - mean * weight * rstd, *expected)):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5 if dtype == torch.float32 else 1e-12, atol=2e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -92,11 +111,13 @@ def test_without_weight_and_bias(kind: str) -> None:
 def test_moments_are_exact_where_the_mean_is_far_from_zero(isa: str) -> None:
     """x = 1000 + {-1, 1}: variance 1. E[x^2] - m^2 in float32 would be off by 0.06 and more."""
     x = 1000 + (torch.arange(6 * 2 * 3 * 4).reshape(6, 2, 3, 4) % 2 * 2.0 - 1)
-    for moments, shape in ((ops.batch_moments(poisoned(x), 6), (2,)), (ops.group_moments(poisoned(x), 1), (1, 1, 16))):
-        mean, variance = (m.flatten()[:2] for m in moments)
-        assert moments[0].shape == shape
-        assert mean.tolist() == [1000.0, 1000.0]
-        assert variance.tolist() == [1.0, 1.0]
+    batch = ops.batch_statistics(poisoned(x), 6, None, None, None, None, 0.1, 0.0)
+    assert batch.mean.tolist() == [1000.0, 1000.0]
+    assert batch.rstd.tolist() == [1.0, 1.0]
+    mean, variance = ops.group_moments(poisoned(x), 1)
+    assert mean.shape == variance.shape == (1, 1, 16)
+    assert mean.flatten()[:2].tolist() == [1000.0, 1000.0]
+    assert variance.flatten()[:2].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -137,11 +158,13 @@ def test_nothing_but_x_statistics_and_a_fused_output_is_kept() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x, residual, weight, bias, gy = operands(3, dtype)
     x, residual, gy = map(ops.to_blocked, (x, residual, gy))
-    torch.library.opcheck(RAW.blocked_batch_moments, (x, 3))
+    running = (torch.zeros_like(weight), torch.ones_like(weight))
+    torch.library.opcheck(RAW.blocked_batch_statistics, (x, 3, weight, bias, *running, 0.1, EPS))
+    torch.library.opcheck(RAW.blocked_batch_statistics, (x, 3, None, None, None, None, 0.1, EPS))
     torch.library.opcheck(RAW.blocked_group_moments, (x, 2))
     torch.library.opcheck(RAW.blocked_norm, (x, weight, bias, residual, True))
-    mean, variance = ops.batch_moments(x, 3)
-    rest = (mean, variance.rsqrt(), weight, bias)
+    statistics = ops.batch_statistics(x, 3, weight, bias, None, None, 0.1, EPS)
+    rest = (statistics.mean, statistics.rstd, weight, bias)
     torch.library.opcheck(RAW.blocked_batch_norm_backward, (gy, x, *rest, None, True, True, 3))
     torch.library.opcheck(RAW.blocked_batch_norm_backward, (gy, x, *rest, residual, True, True, 3))
     mean, variance = ops.group_moments(x, 2)
@@ -155,14 +178,22 @@ def test_opcheck(dtype: torch.dtype) -> None:
 
 X = torch.zeros(1, 4, 2, 2, 16)
 C4 = torch.ones(4)
+GIVEN = ops.given_statistics(None, None, C4, C4)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ops.batch_moments(X, 17), ValueError, "17 images"),
+        (lambda: ops.batch_statistics(X, 17, C4, C4, C4, C4, 0.1, 0.0), ValueError, "17 images"),
+        (lambda: RAW.blocked_batch_statistics(X, 3, C4[1:], None, None, None, 0.1, 0.0), RuntimeError, "weight must"),
+        (lambda: RAW.blocked_batch_statistics(X, 3, C4, None, C4[1:], C4, 0.1, 0.0), RuntimeError, "running"),
+        (
+            lambda: RAW.blocked_batch_statistics(X[..., :1, :1, :], 1, C4, C4, C4, C4, 0.1, 0.0),
+            RuntimeError,
+            "one value",
+        ),
         (lambda: ops.group_moments(X, 3), ValueError, "groups must divide the 4 channels"),
-        (lambda: ops.batch_norm(X, C4, C4, C4, C4, 3, training=True, residual=X[:, 1:]), ValueError, "residual"),
+        (lambda: ops.batch_norm(X, C4, C4, GIVEN, 3, training=True, residual=X[:, 1:]), ValueError, "residual"),
         (lambda: RAW.blocked_norm(X, C4[1:], C4, None, True), RuntimeError, "scale must have shape"),
         (lambda: RAW.blocked_norm(X, C4, C4.double(), None, True), RuntimeError, "shift must have the dtype"),
         (lambda: RAW.blocked_norm(X, C4, C4, X[:, 1:], True), RuntimeError, "residual must have the shape"),

@@ -175,6 +175,29 @@ def test_linear_results_do_not_depend_on_the_choice(
     assert ("spmm" in log.names) == (density == 1)
 
 
+def test_a_remembered_choice_of_a_blocked_pass_changes_when_what_it_rests_on_does(
+    times: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossing(monkeypatch, 0.0)
+    topology, values, x, _ = conv_operands(CASE, torch.float32)
+    blocks = ops.to_blocked(x)
+
+    def runs_dense() -> bool:
+        with OpLog() as log:
+            ops.blocked_conv2d(values, topology, blocks, CASE.B)
+        return "convolution" in log.names
+
+    assert runs_dense()
+    with dispatch.dense_passes(False):
+        assert not runs_dense()
+    assert runs_dense()
+    measured = iter((1.0, 2.0))
+    monkeypatch.setattr(dispatch, "milliseconds", lambda call: next(measured))
+    with ops.measuring():
+        assert not runs_dense(), "the sparse kernel was faster"
+    assert not runs_dense()
+
+
 def test_a_forced_back_end_is_not_overruled(times: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crossing(monkeypatch, 0.0)
     topology, values, x, _ = conv_operands(CASE, torch.float32)
