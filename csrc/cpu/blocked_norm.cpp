@@ -67,8 +67,8 @@ void move_running(const std::optional<Tensor>& running, int64_t channels, double
   if (!running) return;
   T* const to = out_ptr<T>(*running);
   for (int64_t c = 0; c < channels; ++c)
-    to[c] = to[c] * static_cast<T>(1 - momentum) +
-            values[c] * static_cast<T>(factor) * static_cast<T>(momentum);
+    to[c] =
+        to[c] * static_cast<T>(1 - momentum) + values[c] * static_cast<T>(factor) * static_cast<T>(momentum);
 }
 
 // (mean, rstd, scale, shift) of x itself, each [channels]; moves the running mean and (unbiased) variance.
@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> blocked_batch_statistics(
     require_channels(op, "a running statistic", **running, x);
     require((*running)->is_contiguous(), op, ": a running statistic must be contiguous.");
   }
-  require(!running_variance || count > 1, op, ": the running variance needs more than one value per channel.");
+  require(!running_variance || count > 1, op,
+          ": the running variance needs more than one value per channel.");
   std::tuple<Tensor, Tensor, Tensor, Tensor> all;
   auto& [mean, rstd, scale, shift] = all;
   for (Tensor* each : {&mean, &rstd, &scale, &shift}) *each = torch::stable::new_empty(x, {channels});
