@@ -29,6 +29,17 @@ INSTRUCTIONS = {
     "local": r"\b(?:LDL|STL)\b",
     "atomic": r"\b(?:ATOMG?|RED)\b",
 }
+# What the assembler is given, by the same names: disassembling takes longer than compiling.
+PTX_INSTRUCTIONS = {
+    "wgmma": r"\bwgmma\.mma_async\b",
+    "mma": r"\bmma\.sync\b",
+    "ffma": r"\bfma\.rn\.f32\b",
+    "cp.async": r"\bcp\.async\.c[ag]\b",
+    "ld.16B": r"\bld\.global\S*\.v(?:4\.b32|2\.b64)\b",
+    "st.16B": r"\bst\.global\S*\.v(?:4\.b32|2\.b64)\b",
+    "local": r"\b(?:ld|st)\.local\b",
+    "atomic": r"\b(?:atom|red)\.(?:\w+\.)*global\b",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,12 @@ def triton_code(
     warps: int,
     arch: int = 90,
     aligned_sizes: bool = False,
+    disassembled: bool = True,
 ) -> Code:
-    """A Triton kernel for sm_<arch>; pointers are multiples of 16 bytes, sizes of 16 only where `aligned_sizes`."""
+    """A Triton kernel for sm_<arch>; pointers are multiples of 16 bytes, sizes of 16 only where `aligned_sizes`.
+
+    Instructions are counted in the machine code, or where it is not `disassembled`, in the PTX that it was made of.
+    """
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, kind in enumerate(signature.values())
@@ -70,7 +85,7 @@ def triton_code(
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _dump("-res-usage", file.name))}
-        counts = _counts(_dump("-sass", file.name))
+        counts = _counts(_dump("-sass", file.name)) if disassembled else _counts(compiled.asm["ptx"], PTX_INSTRUCTIONS)
     shared = compiled.metadata.shared
     return Code(name, usage["REG"], usage["STACK"], usage["LOCAL"], shared, counts, compiled.asm["ptx"])
 
@@ -107,8 +122,8 @@ def _functions(sass: str) -> dict[str, str]:
     return {part.split(None, 1)[0]: part for part in parts}
 
 
-def _counts(sass: str) -> dict[str, int]:
-    return {name: len(re.findall(pattern, sass)) for name, pattern in INSTRUCTIONS.items()}
+def _counts(code: str, patterns: Mapping[str, str] = INSTRUCTIONS) -> dict[str, int]:
+    return {name: len(re.findall(pattern, code)) for name, pattern in patterns.items()}
 
 
 def _dump(option: str, file: str) -> str:

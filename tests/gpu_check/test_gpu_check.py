@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu import plan, rows
+from benchmarks.gpu import section as process_of_section
+from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+# The command starts a process for each section, which costs seconds: two of them in the smoke test of the command, the
+# cases of all in this process.
+COMMANDED = ("layers", "sparse_ops")
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +30,37 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(output, folder of the results) of one smoke test."""
     out = tmp_path_factory.mktemp("smoke")
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--smoke", "--out", str(out)]
+    command += ["--only", *COMMANDED]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / 'log.txt').read_text()}"
     return done.stdout, out
 
 
-def test_smoke_runs_every_section(smoke: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("listed", plan.SECTIONS, ids=lambda listed: listed.name)
+def test_smoke_of_every_section(listed: plan.Section, tmp_path: Path) -> None:
+    """Every case is measured, or says that it needs a GPU; something is measured in every section."""
+    cases = listed.cases(smoke=True)
+    process_of_section.run(Bench("cpu", smoke=True), listed.name, cases, tmp_path / "rows", seconds=60)
+    found = [row for row in rows.read(tmp_path / "rows") if row.status != rows.STARTED]
+    assert [row.case for row in found] == [case.label for case in cases]
+    check_rows([asdict(row) for row in found])
+
+
+def check_rows(found: list[dict[str, Any]]) -> None:
+    for row in found:
+        if row["status"] == rows.MEASURED:
+            assert all(time["median"] > 0 for time in row["times"].values())
+        else:
+            assert row["note"].endswith("needs a CUDA device"), row
+    assert rows.MEASURED in {row["status"] for row in found}
+
+
+def test_the_command_runs_its_sections(smoke: tuple[str, Path]) -> None:
     stored = json.loads((smoke[1] / "results.json").read_text())
-    found = {(row["section"], row["case"]): row for row in stored["rows"]}
-    for section in plan.SECTIONS:
-        for case in section.cases(smoke=True):
-            row = found[section.name, case.label]
-            if row["status"] == rows.MEASURED:
-                assert all(time["median"] > 0 for time in row["times"].values())
-            else:
-                assert row["note"].endswith("needs a CUDA device")
-        statuses = [row["status"] for key, row in found.items() if key[0] == section.name]
-        assert rows.MEASURED in statuses, f"{section.name} measured nothing"
+    for name in COMMANDED:
+        found = [row for row in stored["rows"] if row["section"] == name]
+        assert [row["case"] for row in found] == [case.label for case in plan.section(name).cases(smoke=True)]
+        check_rows(found)
     for fact in ("device", "date", "commit", "torch", "cpus"):
         assert stored["facts"][fact]
 

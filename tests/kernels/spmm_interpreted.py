@@ -16,10 +16,10 @@ SHAPES = {
     "smaller than any tile": (3, 5, 7, 0.4),
     "one nonzero": (2, 4, 6, 0.0),
     "one element": (1, 1, 1, 1.0),
-    "several chunks of nonzeros in a row": (5, 3, 150, 0.6),
-    "batch one over the tile": (65, 7, 33, 0.3),
-    "batch one under the tile": (63, 6, 31, 0.3),
-    "several batch tiles, primes": (131, 11, 13, 0.2),
+    "several chunks of nonzeros in a row": (5, 3, 100, 0.6),
+    "batch one over the tile": (65, 3, 17, 0.3),
+    "batch one under the tile": (63, 3, 19, 0.3),
+    "several batch tiles, primes": (131, 5, 7, 0.2),
     "full": (4, 8, 16, 1.0),
     "nothing active": (4, 3, 5, -1.0),
     "empty batch": (0, 3, 5, 0.5),
@@ -30,6 +30,9 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+# float32 runs every shape, the other types these
+OTHERS = ("one nonzero", "several chunks of nonzeros in a row", "batch one over the tile", "nothing active")
+RUNS = [(shape, dtype) for shape in SHAPES for dtype in DTYPES if dtype == "float32" or shape in OTHERS]
 
 
 def poison_new_tensors() -> None:
@@ -85,4 +88,4 @@ def errors(shape: tuple[int, int, int, float], dtype: torch.dtype) -> dict[str, 
 
 if __name__ == "__main__":
     poison_new_tensors()
-    json.dump({f"{s}/{d}": errors(SHAPES[s], DTYPES[d]) for s in SHAPES for d in DTYPES}, sys.stdout, allow_nan=True)
+    json.dump({f"{s}/{d}": errors(SHAPES[s], DTYPES[d]) for s, d in RUNS}, sys.stdout, allow_nan=True)

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from fedsparse.kernels import spmm
-from spmm_interpreted import DTYPES, SHAPES
+from spmm_interpreted import RUNS
 
 from benchmarks.gpu.machine_code import Code, MissingToolError, triton_code
 
@@ -33,27 +33,20 @@ def interpreted() -> dict[str, dict[str, float]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), RUNS)
 def test_against_float64(interpreted: dict[str, dict[str, float]], shape: str, dtype: str) -> None:
     for operation, error in interpreted[f"{shape}/{dtype}"].items():
         assert error <= TOLERANCE[dtype], f"{operation}: {error:.2e}"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp64"])
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("large", "dtype"), [(True, "fp32"), (True, "bf16"), (False, "fp32")])
 @pytest.mark.parametrize("operation", ["spmm", "spmm_t", "sddmm"])
-def test_resources(operation: str, large: bool, dtype: str) -> None:
-    """No spills, little shared memory, nothing atomic, and vector loads of the activations."""
+def test_vector_loads_where_the_batch_is_a_multiple_of_16(operation: str, large: bool, dtype: str) -> None:
+    """Of the activations; what else is to be said of these kernels says test_kernel_table."""
     try:
         compiled = compile_spmm(operation, 64 if large else 16, dtype)
     except MissingToolError as reason:
         pytest.skip(str(reason))
-    assert compiled.stack == 0
-    assert compiled.spills == 0
-    assert compiled.shared <= 227 * 1024
-    assert "atom." not in compiled.ptx
-    assert "red.global" not in compiled.ptx
     assert "ld.global.v" in compiled.ptx
 
 
@@ -73,7 +66,7 @@ def compile_spmm(operation: str, batch: int, dtype: str) -> Code:
         constants = {"HAS_PERM": operation == "spmm_t"}
         kernel = spmm.csr_product_kernel
     constants |= {"ACC": acc, "NONZEROS": tile.nonzeros, "BATCH": tile.batch}
-    return triton_code(operation, kernel, signature, constants, tile.warps, aligned_sizes=True)
+    return triton_code(operation, kernel, signature, constants, tile.warps, aligned_sizes=True, disassembled=False)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (512, 9), (513, 10)])

@@ -34,7 +34,7 @@ def problem(name: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[
     generator = torch.Generator().manual_seed(2)
     groups = torch.rand((shape[0] // granularity, *shape[1:]), generator=generator) < 0.4
     t = Topology.from_mask(groups.repeat_interleave(granularity, 0), granularity)
-    size = (6, 5) if len(shape) == 4 else ()
+    size = (4, 3) if len(shape) == 4 else ()
     shapes = ((CLIENTS, t.nnz), (CLIENTS, BATCH, shape[1], *size), (CLIENTS, shape[0]))
     operands = [torch.randn(each, generator=generator, dtype=torch.float64).to(dtype) for each in shapes]
     if len(shape) == 4:
