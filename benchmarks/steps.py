@@ -1,7 +1,7 @@
 """A whole training step on the CPU: sparse, single weights and strips of 16, against dense and masked dense torch.
 
     python -m benchmarks.steps [--model resnet18] [--density 0.2 0.1 0.05 0.01] [--distribution uniform | erk]
-        [--batch 64] [--threads 1] [--steps 5] [--vectors 16] [--csv FILE]
+        [--batch 64] [--threads 1] [--steps 5] [--vectors 16] [--only sparse "sparse V16" ...] [--csv FILE]
 
 A step is forward, loss, backward and SGD with momentum on images [batch, 3, 32, 32]. Rivals, all float32: "dense NCHW"
 and "dense channels_last" are torch's dense model in those layouts; "masked dense" is the dense model whose weights are
@@ -136,6 +136,14 @@ def contenders(
     ]
 
 
+def wanted(groups: list[list[Contender]], only: list[str]) -> list[list[Contender]]:
+    """The groups without those that `only` does not name; the first of a group stays where one that it checks does."""
+    if not only:
+        return groups
+    left = [[group[0], *(c for c in group[1:] if c.name in only)] for group in groups]
+    return [group for group in left if len(group) > 1 or group[0].name in only]
+
+
 def check(group: list[Contender]) -> None:
     """AssertionError where the first steps' logits differ."""
     logits = [c.step() for c in group]
@@ -145,15 +153,24 @@ def check(group: list[Contender]) -> None:
 
 
 def measure(
-    dense: nn.Module, densities: list[float], distribution: str, batch: Batch, steps: int, vectors: list[int]
+    dense: nn.Module,
+    densities: list[float],
+    distribution: str,
+    batch: Batch,
+    steps: int,
+    vectors: list[int],
+    only: list[str],
 ) -> list[Row]:
     """A row for each contender."""
     by_density: dict[float | None, list[Contender]] = {}
     for density in (None, *densities):
         groups = contenders(dense, density, distribution, batch, vectors)
+        if density is not None:
+            groups = wanted(groups, only)
         for group in groups:
             check(group)
-        by_density[density] = [*groups[0], *(c for group in groups[1:] for c in group if not c.masks)]
+        told = [c for number, group in enumerate(groups) for c in group if not number or not c.masks]
+        by_density[density] = [c for c in told if density is None or not only or c.name in only]
     everybody = [c for group in by_density.values() for c in group]
     for c in everybody:
         c.measure_memory()
@@ -184,12 +201,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--distribution", choices=["uniform", "erk"], default="uniform")
     parser.add_argument("--vectors", type=int, nargs="*", default=[16], help="V: output channels that share columns")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WHO", help="measure these beside dense torch")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     batch = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
-    rows = measure(models.build(args.model, 10), args.density, args.distribution, batch, args.steps, args.vectors)
+    model = models.build(args.model, 10)
+    rows = measure(model, args.density, args.distribution, batch, args.steps, args.vectors, args.only)
     print(header(f"one training step of {args.model}, batch {args.batch}, {args.distribution} densities"))
     print(f"density  {'who':30}   step ms  ratio (goal)  step MiB  held MiB")
     for row in rows:
