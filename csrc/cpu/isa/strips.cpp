@@ -244,9 +244,14 @@ void scatter_strip(const Scatter<T>& s, const Strips& strips, int64_t strip, con
 #pragma GCC unroll 4
         for (int i = 0; i < kLine<T>; i += kWidth<T>) store(grads + row * kLine<T> + i, load(grad + i));
       T* const sums = s.sums + y * s.sums_row + x * kLine<T>;
-      for (int64_t e = begin; e < end; e += kHeld<T>)
+      for (int64_t e = begin; e < end; e += kHeld<T>) {
+        // The next group's lines, or those of the next pixel's first: nobody waits for them then.
+        const int32_t* const next = strips.offsets + (e + kHeld<T> < end ? e + kHeld<T> : begin);
+        const T* const near = e + kHeld<T> < end ? sums : sums + kLine<T>;
+        for (int i = 0; i < kHeld<T>; ++i) __builtin_prefetch(near + next[i], 1);
         for (int lane = 0; lane < kLine<T>; lane += kParts<T> * kWidth<T>)
           add_rows(strips.offsets + e, packed + e * rows, grads + lane, rows, sums + lane);
+      }
     }
 }
 
