@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
-from fedsparse.kernels import direct, norm, spmm, strips
+from fedsparse.kernels import direct, grow_scores, norm, spmm, strips, topk
 
 from .machine_code import Code, triton_code
 
@@ -234,7 +234,45 @@ def norm_kernels() -> Iterator[Listed]:
     )
 
 
+def selection_kernels() -> Iterator[Listed]:
+    """topk and growth."""
+    parts, shares = "segments:i32 begins:i32 ends:i32 keys:i64", "above:i32 equal:i32"
+    for kind, bits in (("fp32", 32), ("fp64", 64)):
+        how = {"BITS": bits, "BLOCK": 1024}
+        plan = [
+            ("count_bytes", topk.count_bytes_kernel, f"scores:{kind} {parts} counts:i32", "steps shift"),
+            ("tally", topk.tally_kernel, f"scores:{kind} {parts} {shares}", "steps"),
+            ("take", topk.take_kernel, f"scores:{kind} {parts} lefts:i32 {shares} starts:i32 places:i64", "steps"),
+        ]
+        for name, kernel, pointers, sizes in plan:
+            yield _listed(f"{name} {kind}", kernel, pointers, sizes, how, 4)
+    yield _listed("narrow", topk.narrow_kernel, "counts:i32 firsts:i32 keys:i64 lefts:i32", "shift", {"ROWS": 16}, 4)
+    yield _listed("offsets", topk.offsets_kernel, "firsts:i32 above:i32 equal:i32", "", {"BLOCK": 1024}, 4)
+    for kind, vector, directed in (("fp32", 1, False), ("fp32", 32, True), ("fp64", 1, True), ("bf16", 32, False)):
+        scores = "fp64" if kind == "fp64" else "fp32"
+        yield _listed(
+            f"score_tile V={vector} {kind}{' directed' if directed else ''}",
+            grow_scores.score_tile_kernel,
+            f"tile:{kind} direction:{kind} scores:{scores}",
+            "width",
+            {"V": vector, "DIRECTED": directed, "BLOCK": 512},
+            4,
+        )
+    for cols in ("i32", "i16"):
+        yield _listed(
+            f"leave_out_active {cols}",
+            grow_scores.leave_out_active_kernel,
+            f"indptr:i32 cols:{cols} scores:fp32",
+            "first width",
+            {"BLOCK": 512},
+            4,
+        )
+
+
 def kernels() -> list[Listed]:
     """All of them."""
-    makers = strip_kernels, gathering_kernels, packing_kernels, direct_kernels, linear_kernels, norm_kernels
+    makers = (
+        *(strip_kernels, gathering_kernels, packing_kernels, direct_kernels, linear_kernels, norm_kernels),
+        selection_kernels,
+    )
     return [listed for maker in makers for listed in maker()]

@@ -72,10 +72,11 @@ class Training:
         return self.lr * self.lr_decay**t * cosine
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], t: int) -> SGD | Adam:
-        """A fresh local optimizer of round t; on a GPU one kernel steps all parameters."""
+        """A fresh local optimizer of round t; on a GPU one kernel steps all parameters, in a CUDA graph too."""
         lr, fused = self.learning_rate(t), True if parameters[0].is_cuda else None
         if self.optimizer == "adam":
-            return Adam(parameters, lr=lr, weight_decay=self.weight_decay, fused=fused)
+            capturable = parameters[0].is_cuda
+            return Adam(parameters, lr=lr, weight_decay=self.weight_decay, fused=fused, capturable=capturable)
         return SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused)
 
 

@@ -11,8 +11,9 @@ it; on blocked ones (see `blocked`)
 by Winograd's minimal filtering where the convolution is 3x3 of stride 1 or 2 in float32, with a quarter or 0.56 of the
 products (Lavin & Gray, CVPR 2016) and a rounding error some 10 times that of the plain sum, else by the kernels of
 strips. It has the same bits for any number of threads.
-Back ends of the selection: cpu (C++: one pass over the tile, memory for the candidates kept), reference, which also
-serves other devices. No gradient.
+Back ends of the selection: cpu (C++: one pass over the tile, memory for the candidates kept), triton (the default on
+CUDA where triton is installed: the host waits for the result alone), reference, which serves other devices. No
+gradient.
 """
 
 import math
@@ -27,7 +28,7 @@ from fedsparse.ops.backend import active_backend
 from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked
 from fedsparse.ops.conv2d import Size, pair
 from fedsparse.ops.load import define, require_compiled
-from fedsparse.ops.topk import topk
+from fedsparse.ops.topk import selects_on_triton, topk, triton_selected
 from fedsparse.topology import Topology
 
 TILE = 1 << 18
@@ -104,6 +105,42 @@ def reference(
     return Best(joined[kept], torch.cat((indices, new))[kept], torch.cat((gradients, rows_of_groups))[kept])
 
 
+def triton_merged(
+    tile: Tensor,
+    indptr: Tensor,
+    cols: Tensor,
+    first: int,
+    granularity: int,
+    direction: Tensor | None,
+    scores: Tensor,
+    indices: Tensor,
+    gradients: Tensor,
+) -> Best:
+    """As `reference`, but that a NaN in the tile stands among the best scores; the host waits for nothing."""
+    from fedsparse.kernels import grow_scores as kernels
+
+    count, (rows, width) = len(scores), tile.shape
+    if not count or not tile.numel():
+        return Best(scores, indices, gradients)
+    kind = torch.float64 if tile.dtype == torch.float64 else torch.float32
+    joined = tile.new_empty(count + rows // granularity * width, dtype=kind)
+    joined[:count] = scores
+    tile = tile.contiguous()
+    along = None if direction is None else direction.contiguous()
+    kernels.score_tile(tile, along, indptr, cols, first // granularity, granularity, joined[count:])
+    kept = triton_selected(joined, [len(joined)], [count])
+    kept = kept[torch.sort(joined[kept] < 0, stable=True).indices]
+    new, old = (kept - count).clamp(min=0), kept.clamp(max=count - 1)
+    is_new = kept >= count
+    row = (new // width * granularity)[:, None] + torch.arange(granularity, device=tile.device)
+    fresh = tile[row, (new % width)[:, None]].float()
+    return Best(
+        joined[kept].double(),
+        torch.where(is_new, new + first // granularity * width, indices[old]),
+        torch.where(is_new[:, None], fresh, gradients[old]),
+    )
+
+
 def grow_scores(
     x: Tensor | Sequence[Tensor],
     gy: Tensor | Sequence[Tensor],
@@ -176,9 +213,10 @@ class GrowSearch:
         self.best = _nothing(min(count, (topology.numel - topology.nnz) // V), V, topology.device)
 
     def look_at(self, first: int, rows: Tensor) -> None:
-        """Take the rows `first` and following of the gradient, [rows, ...]; ValueError where one is NaN.
+        """Take the rows `first` and following of the gradient, [rows, ...].
 
-        Each row is looked at once; first and the number of rows are multiples of V.
+        Each row is looked at once; first and the number of rows are multiples of V. ValueError where one is NaN: at
+        once, or on the triton back end, where the host does not wait for each tile, in `found`.
         """
         if rows.dim() == 0 or rows.numel() != len(rows) * self.width or first + len(rows) > self.topology.rows:
             raise ValueError(
@@ -189,11 +227,16 @@ class GrowSearch:
         tile = rows.flatten(1)
         along = None if self.direction is None else self.direction[first:stop].reshape(tile.shape).to(tile)
         self.best = _merged(tile, self.topology, first, along, self.best)
+        if not selects_on_triton(tile):
+            self._check()
+
+    def _check(self) -> None:
         if bool(self.best.scores.isnan().any()):
             raise ValueError("grow_scores: a gradient is NaN.")
 
     def found(self) -> tuple[Tensor, Tensor]:
         """(indices int64 [a], gradients float32 [a], or [a, V]) of the rows looked at so far."""
+        self._check()
         count = int((self.best.scores >= 0).sum())
         gradients = self.best.gradients[:count]
         return self.best.indices[:count], gradients if self.topology.granularity > 1 else gradients.reshape(-1)
@@ -209,6 +252,8 @@ def _nothing(count: int, granularity: int, device: torch.device) -> Best:
 
 def _merged(tile: Tensor, topology: Topology, start: int, direction: Tensor | None, best: Best) -> Best:
     arguments = (tile, topology.indptr, topology.cols, start, topology.granularity, direction, *best)
+    if selects_on_triton(tile):
+        return triton_merged(*arguments)
     if tile.device.type != "cpu" or active_backend(tile.device) == "reference":
         return reference(*arguments)
     require_compiled("cpu")

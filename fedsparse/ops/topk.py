@@ -2,8 +2,8 @@
 
     topk(scores, sizes, counts)   of segment i, sizes[i] long, the places of the counts[i] largest
 
-Back ends: cpu (C++, float32 and float64, holds nothing beyond the result), reference, which also serves other dtypes
-and devices. No gradient.
+Back ends: cpu (C++, float32 and float64, holds nothing beyond the result), triton (radix select, floating types: the
+default on CUDA where triton is installed), reference, which serves everything else. No gradient.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import active_backend
+from fedsparse.ops.backend import active_backend, runs_triton
 from fedsparse.ops.load import define, require_compiled
 
 define("topk(Tensor scores, SymInt[] sizes, SymInt[] counts) -> Tensor")
@@ -46,11 +46,28 @@ def topk_segmented(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) 
     Shapes: scores [sum(sizes)]; segment i has sizes[i] scores, of which counts[i] are taken.
     """
     _check(scores, sizes, counts)
+    if selects_on_triton(scores):
+        return triton_selected(scores, sizes, counts)
     compiled = scores.dtype in (torch.float32, torch.float64) and scores.device.type == "cpu"
     if not compiled or active_backend(scores.device) == "reference":
         return reference(scores, sizes, counts)
     require_compiled("cpu")
     return torch.ops.fedsparse.topk(scores.detach(), list(sizes), list(counts))
+
+
+def selects_on_triton(scores: Tensor) -> bool:
+    """Whether the Triton kernels select from these scores."""
+    name = active_backend(scores.device)
+    wanted = name in ("triton", "condensed") or (scores.is_cuda and name != "reference")
+    return wanted and scores.is_floating_point() and runs_triton(scores.device)
+
+
+def triton_selected(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """`topk_segmented` without a check of the arguments, for which the host would wait; a NaN is above all numbers."""
+    from fedsparse.kernels import topk as kernels
+
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return kernels.select(wide.detach().contiguous(), sizes, counts)
 
 
 def _check(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> None:
