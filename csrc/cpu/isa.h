@@ -95,6 +95,47 @@ struct Zeros {
   int64_t (*count_set)(const float* x, int64_t n) = nullptr;
   void (*compress)(const float* x, int64_t n, uint8_t* bits, float* values, int64_t kept) = nullptr;
   void (*expand)(const uint8_t* bits, const float* values, int64_t kept, int64_t n, float* x) = nullptr;
+  void (*expand_bfloat16)(const uint8_t* bits, const uint16_t* values, int64_t kept, int64_t n,
+                          float* x) = nullptr;
+};
+
+// Blocks of 16 images in fp32, one image a lane; lanes from `valid` on have none.
+struct Lanes {
+  const float* data;
+  int64_t lines, valid;
+};
+
+// What is kept of each lane: the magnitudes, as integers, above `above`, and the first `ties` that equal it;
+// `kept` of all lanes.
+struct Chosen {
+  int32_t above[16];
+  int32_t ties[16];
+  int64_t kept;
+};
+
+// Where to look for the `count` largest of each lane: in a sample of that many lines (0: in all) between the
+// ranks `first` and `last`, with room for that many of each lane between them.
+struct Sampling {
+  int64_t lines;
+  int32_t first, last;
+  int64_t room;
+};
+
+// Null where the instruction set has no shuffle to do it with.
+struct Largest {
+  // scratch: room for 16 * max(sampling.lines, sampling.room) integers.
+  void (*select)(const Lanes&, int64_t count, const Sampling&, int32_t* scratch, Chosen&) = nullptr;
+  // bits: two bytes a line; values: room for those that are kept.
+  void (*write)(const Lanes&, const Chosen&, uint8_t* bits, float* values) = nullptr;
+  void (*write_bfloat16)(const Lanes&, const Chosen&, uint8_t* bits, uint16_t* values) = nullptr;
+};
+
+// One bit an element (bits.h), of elements that are whole bytes of bits.
+struct Flags {
+  // Set where y is not (at most 0 or at least the limit).
+  void (*set)(const float* y, int64_t n, float limit, uint8_t* bits) = nullptr;
+  // x where the bit is set, else 0; out may be x.
+  void (*choose)(const float* x, const uint8_t* bits, int64_t n, float* out) = nullptr;
 };
 
 struct Isa {
@@ -105,6 +146,8 @@ struct Isa {
   // offsets[j] = table[cols[j]]
   void (*fill_offsets)(const int32_t* cols, const int32_t* table, int64_t count, int32_t* offsets);
   Zeros zeros;
+  Largest largest;
+  Flags flags;
 };
 
 extern const Isa kIsa_portable;

@@ -156,6 +156,18 @@ Packed pack_activation(Tensor x_in, int64_t count, bool bfloat16) {
   return by_type(x, [&](auto zero) { return pack<decltype(zero)>(x, count, bfloat16); });
 }
 
+// Whether the instruction set has a kernel for it, which has then run.
+template <typename Stored>
+bool expanded(const uint8_t* bits, const Stored* values, int64_t kept, int64_t n, float* x) {
+  const Zeros& zeros = chosen_isa().zeros;
+  if constexpr (std::is_same_v<Stored, float>) {
+    if (zeros.expand) zeros.expand(bits, values, kept, n, x);
+  } else {
+    if (zeros.expand_bfloat16) zeros.expand_bfloat16(bits, &values->bits, kept, n, x);
+  }
+  return zeros.expand && zeros.expand_bfloat16;
+}
+
 template <typename T, typename Stored>
 void read_samples(const Tensor& bits, const Tensor& values, const Tensor& starts, const Tensor& x) {
   const int64_t n = x.size(1);
@@ -164,12 +176,9 @@ void read_samples(const Tensor& bits, const Tensor& values, const Tensor& starts
       const auto* flags = in_ptr<uint8_t>(bits) + b * bitmap_bytes(n);
       const auto* value = in_ptr<Stored>(values) + in_ptr<int64_t>(starts)[b];
       T* row = out_ptr<T>(x) + b * n;
-      if constexpr (std::is_same_v<T, float> && std::is_same_v<Stored, float>) {
-        if (const auto expand = chosen_isa().zeros.expand) {
-          const auto* start = in_ptr<int64_t>(starts) + b;
-          expand(flags, value, start[1] - start[0], n, row);
-          continue;
-        }
+      if constexpr (std::is_same_v<T, float>) {
+        const auto* start = in_ptr<int64_t>(starts) + b;
+        if (expanded(flags, value, start[1] - start[0], n, row)) continue;
       }
       std::fill_n(row, n, T{0});
       over_words(n, [&](int64_t first, int64_t count) {

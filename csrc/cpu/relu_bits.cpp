@@ -7,6 +7,7 @@
 
 #include "bits.h"
 #include "check.h"
+#include "isa.h"
 
 namespace fedsparse {
 namespace {
@@ -14,12 +15,31 @@ namespace {
 // Words of 64 elements below which a second thread is not worth its start.
 constexpr int64_t kGrain = 1 << 9;
 
+// Calls body(first, count) for stretches that begin at multiples of 64 elements.
 template <typename Body>
-void over_words_parallel(int64_t elements, const Body& body) {
+void over_stretches(int64_t elements, const Body& body) {
   torch::stable::parallel_for(0, (elements + kWord - 1) / kWord, kGrain, [&](int64_t begin, int64_t end) {
-    const int64_t offset = begin * kWord;
-    over_words(std::min(elements, end * kWord) - offset,
-               [&](int64_t first, int64_t count) { body(offset + first, count); });
+    body(begin * kWord, std::min(elements, end * kWord) - begin * kWord);
+  });
+}
+
+// Elements of float that the instruction set's kernel takes: whole bytes of bits.
+constexpr int64_t whole_bytes(int64_t count) { return count / 8 * 8; }
+
+template <typename T>
+void set_bits(const T* y, int64_t count, T limit, uint8_t* bits) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (const auto set = chosen_isa().flags.set) {
+      const int64_t done = whole_bytes(count);
+      set(y, done, limit, bits);
+      y += done, count -= done, bits += done / 8;
+    }
+  }
+  over_words(count, [&](int64_t first, int64_t size) {
+    const T* at = y + first;
+    // A NaN passes its gradient on, as in torch.
+    write_word(bits, first, size,
+               flag_word(size, [&](int64_t i) { return !((at[i] <= 0) | (at[i] >= limit)); }));
   });
 }
 
@@ -27,13 +47,9 @@ Tensor relu_bits(Tensor y_in, double limit) {
   const Tensor y = checked_floats("relu_bits", "y", torch::stable::flatten(y_in), 1);
   const Tensor bits = torch::stable::new_empty(y, {bitmap_bytes(y.numel())}, ScalarType::Byte);
   by_type(y, [&](auto zero) {
-    const auto* in = in_ptr<decltype(zero)>(y);
-    const auto high = static_cast<decltype(zero)>(limit);
-    over_words_parallel(y.numel(), [&](int64_t first, int64_t count) {
-      const auto* at = in + first;
-      // A NaN passes its gradient on, as in torch.
-      const uint64_t word = flag_word(count, [&](int64_t i) { return !((at[i] <= 0) | (at[i] >= high)); });
-      write_word(out_ptr<uint8_t>(bits), first, count, word);
+    using T = decltype(zero);
+    over_stretches(y.numel(), [&](int64_t first, int64_t count) {
+      set_bits(in_ptr<T>(y) + first, count, static_cast<T>(limit), out_ptr<uint8_t>(bits) + first / 8);
     });
   });
   return bits;
@@ -41,7 +57,7 @@ Tensor relu_bits(Tensor y_in, double limit) {
 
 // Eight lanes of a byte at a time, without a branch: the mask of a lane is all ones where its bit is set.
 template <typename T>
-void choose(const T* gy, uint64_t word, int64_t count, T* gx) {
+void choose_word(const T* gy, uint64_t word, int64_t count, T* gx) {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   static constexpr Bits kLane[8] = {1, 2, 4, 8, 16, 32, 64, 128};
   for (int64_t first = 0; first < count; first += 8, word >>= 8) {
@@ -59,6 +75,20 @@ void choose(const T* gy, uint64_t word, int64_t count, T* gx) {
   }
 }
 
+template <typename T>
+void choose(const T* gy, const uint8_t* bits, int64_t count, T* gx) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (const auto chosen = chosen_isa().flags.choose) {
+      const int64_t done = whole_bytes(count);
+      chosen(gy, bits, done, gx);
+      gy += done, count -= done, bits += done / 8, gx += done;
+    }
+  }
+  over_words(count, [&](int64_t first, int64_t size) {
+    choose_word(gy + first, read_word(bits, first, size), size, gx + first);
+  });
+}
+
 // gx may be gy itself.
 void gradient_into(const char* op, const Tensor& gy, Tensor bits_in, const Tensor& gx) {
   require_dims(op, "bits", bits_in, 1);
@@ -69,9 +99,8 @@ void gradient_into(const char* op, const Tensor& gy, Tensor bits_in, const Tenso
           ": bits must be uint8 with ", bitmap_bytes(gy.numel()), " entries.");
   by_type(gy, [&](auto zero) {
     using T = decltype(zero);
-    over_words_parallel(gy.numel(), [&](int64_t first, int64_t count) {
-      choose(in_ptr<T>(gy) + first, read_word(in_ptr<uint8_t>(bits), first, count), count,
-             out_ptr<T>(gx) + first);
+    over_stretches(gy.numel(), [&](int64_t first, int64_t count) {
+      choose(in_ptr<T>(gy) + first, in_ptr<uint8_t>(bits) + first / 8, count, out_ptr<T>(gx) + first);
     });
   });
 }

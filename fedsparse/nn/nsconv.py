@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsparse import ops
 from fedsparse.nn.activation_store import pruned_saves
 from fedsparse.nn.layers import SparseConv2d
 from fedsparse.nn.level import DENSE, Level
@@ -24,53 +25,6 @@ from fedsparse.nn.region import Blocked
 from fedsparse.topology import Topology
 
 LEAST = 1e-4
-
-
-class Standardise(torch.autograd.Function):
-    """w^ [nnz] of values [nnz], gain [N] and the topology's row starts [N + 1]; nothing beyond the three is kept.
-
-    With u = (w - mean) s, s = 1 / sqrt(sum (w - mean)^2) and v = gain dw^:
-    dw = s (v - mean(v) - u sum(u v)), without the last term where the sum of squares is below `LEAST`;
-    dgain = sum(u dw^).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, gain: Tensor, indptr: Tensor) -> Tensor:
-        """The standardised values."""
-        ctx.save_for_backward(values, gain, indptr)
-        unit, _, _ = _unit(values, indptr)
-        return unit * _spread(gain, indptr, len(values))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Gradients of values and gain."""
-        values, gain, indptr = ctx.saved_tensors
-        unit, scale, free = _unit(values, indptr)
-        v = g * _spread(gain, indptr, len(values))
-        along = _row_sums(unit * v, indptr) * free
-        centred = v - _spread(_row_means(v, indptr), indptr, len(values)) - unit * _spread(along, indptr, len(values))
-        return centred * _spread(scale, indptr, len(values)), _row_sums(unit * g, indptr), None
-
-
-def _unit(values: Tensor, indptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(u [nnz], s [N], and [N] whether s depends on the weights)."""
-    centred = values - _spread(_row_means(values, indptr), indptr, len(values))
-    squares = _row_sums(centred.square(), indptr)
-    scale = squares.clamp(min=LEAST).rsqrt()
-    return centred * _spread(scale, indptr, len(values)), scale, squares > LEAST
-
-
-def _row_sums(values: Tensor, indptr: Tensor) -> Tensor:
-    return torch.segment_reduce(values, "sum", offsets=indptr, unsafe=True, initial=0)
-
-
-def _row_means(values: Tensor, indptr: Tensor) -> Tensor:
-    return _row_sums(values, indptr) / indptr.diff().clamp(min=1)
-
-
-def _spread(rows: Tensor, indptr: Tensor, count: int) -> Tensor:
-    return torch.repeat_interleave(rows, indptr.diff(), output_size=count)
 
 
 class NSSparseConv2d(SparseConv2d):
@@ -88,7 +42,7 @@ class NSSparseConv2d(SparseConv2d):
 
     def used(self) -> Tensor:
         """The standardised values."""
-        return Standardise.apply(self.values, self.gain, self.topology.row_starts())
+        return ops.standardise(self.values, self.gain, self.topology.row_starts(), LEAST)
 
     def dense_weight(self) -> Tensor:
         """The dense weight that the convolution is made with."""

@@ -6,6 +6,7 @@
     masks        changed, index_map, transposed            a change of the mask
     selection    topk, topk_segmented, grow_scores, GrowSearch
     activations  pack_activation, relu                     what is kept of them for the backward pass
+    weights      standardise: of NSConv, row by row
     innermost    innermost_norm: batch norm of what the Triton convolutions return
     blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
@@ -27,6 +28,7 @@ from fedsparse.ops.masks import changed, index_map, transposed
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
 from fedsparse.ops.relu_bits import relu
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
+from fedsparse.ops.standardise import standardise
 from fedsparse.ops.topk import topk, topk_segmented
 from fedsparse.ops.unpack import gather, unpack
 
@@ -63,6 +65,7 @@ __all__ = [
     "sddmm",
     "spmm",
     "spmm_t",
+    "standardise",
     "stands_innermost",
     "tiles",
     "to_blocked",

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fedsparse import models, ops
 from fedsparse.nn import collect_growth, densify, keep_activations, sparse_layers, sparsify, standardise
 from fedsparse.nn.level import Level
-from fedsparse.nn.nsconv import LEAST, NSConv2d, NSSparseConv2d, PrunedConv2d, Standardise
+from fedsparse.nn.nsconv import LEAST, NSConv2d, NSSparseConv2d, PrunedConv2d
 from fedsparse.nn.scaled_pruning import conv_norm_pairs
 from fedsparse.pruning import from_groups
 from fedsparse.topology import Topology
@@ -19,40 +19,6 @@ from fedsparse.topology import Topology
 
 def double(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_standardised_weights_by_hand() -> None:
-    """Four filters with 3, 2, 1 and 0 active weights.
-
-    1, 2, 3 and gain 2: mean 2, sum of squares 2, so 2 (-1, 0, 1) / sqrt 2 = -1.4142, 0, 1.4142.
-    5, 1 and gain 1: mean 3, squares 4 + 4, so 2 / sqrt 8 = .7071, -.7071. One weight: 0 / sqrt LEAST = 0.
-    """
-    values = torch.tensor([1.0, 2.0, 3.0, 5.0, 1.0, 7.0])
-    indptr = torch.tensor([0, 3, 5, 6, 6], dtype=torch.int32)
-    found = Standardise.apply(values, torch.tensor([2.0, 1.0, 1.0, 1.0]), indptr)
-    assert torch.allclose(found, torch.tensor([-1.4142, 0.0, 1.4142, 0.7071, -0.7071, 0.0]), atol=1e-4)
-
-
-def test_the_formula_filter_by_filter() -> None:
-    """gain (w - mean) / (std sqrt N), std with N in the denominator, over a filter's active weights."""
-    mask = torch.rand(6, 5, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.4
-    topology, values, gain = Topology.from_mask(mask), double(int(mask.sum())), double(6, seed=2)
-    weight = topology.unpack(Standardise.apply(values, gain, topology.indptr))
-    dense = topology.unpack(values)
-    for n in range(6):
-        w = dense[n][mask[n]]
-        expected = gain[n] * (w - w.mean()) / (w.std(correction=0) * len(w) ** 0.5)
-        torch.testing.assert_close(weight[n][mask[n]], expected)
-        assert float(weight[n].square().sum()) == pytest.approx(float(gain[n] ** 2))
-
-
-def test_gradients_of_the_formula() -> None:
-    indptr = torch.tensor([0, 4, 7, 8, 8, 10], dtype=torch.int32)
-    values, gain = double(10), double(5, seed=1)
-    values[8:] = 0.3
-    assert float((values[4:7] - values[4:7].mean()).square().sum()) > LEAST
-    inputs = (values.requires_grad_(), gain.requires_grad_())
-    assert torch.autograd.gradcheck(lambda v, g: Standardise.apply(v, g, indptr), inputs)
 
 
 def test_a_full_mask_is_the_dense_layer() -> None:
@@ -92,7 +58,7 @@ def test_forward_is_exact_and_the_weight_gradient_sees_the_pruned_input(norm: bo
     (gw,) = torch.autograd.grad(functional.conv2d(pruned, weight, padding=1), weight, gy)
     (gx,) = torch.autograd.grad(functional.conv2d(x, weight.detach(), padding=1), x, gy)
     values = layer.values.detach().clone().requires_grad_()
-    used = Standardise.apply(values, layer.gain, layer.topology.indptr) if norm else values
+    used = ops.standardise(values, layer.gain, layer.topology.indptr, LEAST) if norm else values
     (expected,) = torch.autograd.grad(used, values, layer.topology.pack(gw))
     torch.testing.assert_close(layer.values.grad, expected)
     torch.testing.assert_close(x.grad, gx)

@@ -62,7 +62,7 @@ def test_the_largest_of_each_sample_are_kept(reason: str, kind: str, dtype: torc
         assert kept.bits.shape == (x.shape[0], (x.flatten(1).shape[1] + 7) // 8)
 
 
-def test_back_ends_agree_to_the_bit() -> None:
+def test_back_ends_agree_to_the_bit(isa: str) -> None:
     x = sample((5, 4, 9, 9), "many ties")
     packed = []
     for backend in BACKENDS:
@@ -74,7 +74,7 @@ def test_back_ends_agree_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bfloat16_values_are_those_of_torch(backend: str) -> None:
+def test_bfloat16_values_are_those_of_torch(backend: str, isa: str) -> None:
     x = sample((3, 200), "tiny and huge")
     x[0, :3] = torch.tensor([float("inf"), float("nan"), 3.3895e38])
     with ops.use_backend(backend):
@@ -124,7 +124,9 @@ def test_any_layout_of_the_input() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("limit", [float("inf"), 1.0])
 @pytest.mark.parametrize("shape", [(3,), (8, 8), (2, 3, 7, 9), (1000, 100), (0,)])
-def test_relu_is_that_of_torch(shape: tuple[int, ...], limit: float, dtype: torch.dtype, backend: str) -> None:
+def test_relu_is_that_of_torch(
+    shape: tuple[int, ...], limit: float, dtype: torch.dtype, backend: str, isa: str
+) -> None:
     x = sample(shape, dtype=dtype)
     if x.numel() > 2:
         x.view(-1)[:3] = torch.tensor([0.0, -0.0, 1.0])
@@ -234,6 +236,48 @@ def test_of_blocks_each_image_is_a_sample(batch: int, kind: str, dtype: torch.dt
         half = ops.pack_activation(blocks, 0.3, bfloat16=True, images=batch)
         assert half.values.dtype == torch.bfloat16
         assert torch.equal(from_blocked(half.unpack(), batch), expected(x, 0.3).bfloat16().float())
+
+
+LARGE = KINDS | {
+    "clipped": lambda x: (10 * x).clamp(0, 6),
+    "few": lambda x: torch.relu(x - 2),
+    "one channel larger": lambda x: x * torch.tensor([100.0] + [1.0] * 4)[:, None, None],
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_of_large_blocks_each_image_is_a_sample_in_every_instruction_set(kind: str, isa: str) -> None:
+    """5000 lines: thresholds are looked for by a sample of them, or where that misleads, among all."""
+    x = LARGE[kind](torch.randn(18, 5, 40, 25, generator=torch.Generator().manual_seed(2)))
+    blocks = to_blocked(x)
+    blocks.permute(0, 4, 1, 2, 3).flatten(0, 1)[18:] = 7.0
+    for share in (1e-6, 0.02, 0.2, 0.9, 0.9999):
+        for half in (False, True):
+            kept = ops.pack_activation(blocks, share, half, images=18)
+            with ops.use_backend("reference"):
+                wanted = ops.pack_activation(x, share, half)
+                unpacked = wanted.unpack()
+            assert torch.equal(from_blocked(kept.unpack(), 18), unpacked), (share, half)
+            assert len(kept.values) == len(wanted.values)
+
+
+def test_a_sample_that_misleads_changes_nothing() -> None:
+    """Every line that the sample looks at is far smaller than all others, or far larger."""
+    lines, looked = 4096, torch.arange(1024)
+    places = looked * 4 + ((looked * 2654435761) >> 12) % 4
+    for factor in (1e-3, 1e3):
+        x = torch.randn(16, lines, generator=torch.Generator().manual_seed(3))
+        x[:, places] *= factor
+        kept = ops.pack_activation(to_blocked(x.reshape(16, 1, 64, 64)), 0.2, images=16)
+        assert torch.equal(from_blocked(kept.unpack(), 16).flatten(1), ops.pack_activation(x, 0.2).unpack())
+
+
+def test_nan_in_large_blocks_is_the_largest_magnitude() -> None:
+    x = torch.randn(16, 1, 64, 64, generator=torch.Generator().manual_seed(4))
+    x[3, 0, 5, 6] = float("nan")
+    unpacked = from_blocked(ops.pack_activation(to_blocked(x), 1e-6, images=16).unpack(), 16)
+    assert bool(unpacked[3, 0, 5, 6].isnan())
+    assert int((unpacked != 0).sum()) == 16
 
 
 def test_by_hand_in_blocks() -> None:

@@ -4,6 +4,8 @@
 #include "../isa.h"
 #include "../shuffle.h"
 #if defined(__AVX2__)
+#include "flags.h"
+#include "largest.h"
 #include "zeros.h"
 #endif
 
@@ -312,9 +314,13 @@ constexpr Kernels<T> table() {
 }
 
 #if defined(__AVX2__)
-constexpr Zeros kZeros{&count_set, &compress, &expand};
+constexpr Zeros kZeros{&count_set, &compress, &expand<float>, &expand<uint16_t>};
+constexpr Largest kLargest{&select_largest, &write_largest<float>, &write_largest<uint16_t>};
+constexpr Flags kFlags{&set_flags, &choose_flagged};
 #else
 constexpr Zeros kZeros{};
+constexpr Largest kLargest{};
+constexpr Flags kFlags{};
 #endif
 
 }  // namespace
@@ -330,6 +336,8 @@ extern const Isa FEDSPARSE_TABLE(FEDSPARSE_ISA) = {
     table<double>(),
     {kTilePixels >= 16 ? 4 : kTilePixels / 2, kTilePixels >= 16 ? 4 : 2},
     &fill_offsets,
-    kZeros};
+    kZeros,
+    kLargest,
+    kFlags};
 
 }  // namespace fedsparse

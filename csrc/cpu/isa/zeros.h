@@ -30,8 +30,17 @@ inline float* copy_set(const float* x, uint32_t flags, float* values) {
   return values;
 }
 
-inline const float* place_set(const float* values, uint32_t flags, int64_t count, float* x) {
-  for (int64_t i = 0; i < count; ++i) x[i] = (flags >> i & 1) ? *values++ : 0.0f;
+inline float one_float(float x) { return x; }
+inline float one_float(uint16_t bfloat16) {
+  const uint32_t bits = uint32_t{bfloat16} << 16;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+template <typename Stored>
+inline const Stored* place_set(const Stored* values, uint32_t flags, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] = (flags >> i & 1) ? one_float(*values++) : 0.0f;
   return values;
 }
 
@@ -83,17 +92,26 @@ void compress(const float* x, int64_t n, uint8_t* bits, float* values, int64_t k
   }
 }
 
-// The inverse: the bits are those of `kept` values.
-void expand(const uint8_t* bits, const float* values, int64_t kept, int64_t n, float* x) {
-  int64_t i = 0;
+inline __m256 eight_floats(const float* values) { return _mm256_loadu_ps(values); }
+inline __m256 eight_floats(const uint16_t* bfloat16) {
+  const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bfloat16));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+}
+
+// All bits of a lane are set where its flag is.
+inline __m256i flagged_lanes(uint32_t flags) {
   const __m256i ones = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  for (const float* end = values + kept; i + kByte <= n && values + kByte <= end; i += kByte) {
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(flags)), ones), ones);
+}
+
+// The inverse of compress, of values as floats or bfloat16: the bits are those of `kept` values.
+template <typename Stored>
+void expand(const uint8_t* bits, const Stored* values, int64_t kept, int64_t n, float* x) {
+  int64_t i = 0;
+  for (const Stored* end = values + kept; i + kByte <= n && values + kByte <= end; i += kByte) {
     const uint32_t flags = bits[i / kByte];
-    const __m256i here =
-        _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(flags)), ones), ones);
-    const __m256 moved =
-        _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), permutation(kByteTable.rank[flags]));
-    _mm256_storeu_ps(x + i, _mm256_and_ps(moved, _mm256_castsi256_ps(here)));
+    const __m256 moved = _mm256_permutevar8x32_ps(eight_floats(values), permutation(kByteTable.rank[flags]));
+    _mm256_storeu_ps(x + i, _mm256_and_ps(moved, _mm256_castsi256_ps(flagged_lanes(flags))));
     values += __builtin_popcount(flags);
   }
   for (; i < n; i += kByte) values = place_set(values, bits[i / kByte], n - i < kByte ? n - i : kByte, x + i);
