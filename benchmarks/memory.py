@@ -6,7 +6,9 @@
 A step is the engine's own (`federated.client.iterate`): forward, loss, backward, SGD with momentum, on images [batch,
 3, 32, 32]; uniform random masks. Rivals: "masked dense" (weights and gradients multiplied by float32 masks, as masks
 are commonly simulated), "dense", "dense, blocks checkpointed" (torch.utils.checkpoint around each residual block, or
-around each module of the outermost sequence that holds a convolution), "dense, bf16 autocast".
+around each module of the outermost sequence that holds a convolution), "dense, bf16 autocast". "NSConv" is FedMef's
+network, whose convolutions standardise their weight and have no batch norm after them: with it a minibatch may go
+through in pieces, as `train.memory_limit` chooses them, to the same gradients.
 
 Bytes, each contender in a process of its own: "held" between steps (model, masks, momentum) and "peak" (the most
 during a step, `held` included), both by the counter in torch's CPU allocator; "resident" is `held` and what
@@ -43,7 +45,7 @@ from fedsparse.federated import Client, Method, Training
 from fedsparse.federated.client import iterate
 from fedsparse.federated.meter import live_bytes, peak_bytes, reset_peak
 from fedsparse.federated.plan import LEVELS, Plan
-from fedsparse.nn import prunable, sparsify
+from fedsparse.nn import prunable, sparsify, standardise
 from fedsparse.pruning import masks_from_scores, score
 from fedsparse.report.profile import MaskedDense
 
@@ -70,6 +72,7 @@ class Contender:
     name: str
     build: Callable[[nn.Module, dict[str, Tensor]], nn.Module]
     level: str = "dense"
+    splits: int = 1
     masked: bool = False
     autocast: bool = False
 
@@ -80,7 +83,7 @@ class Contender:
         images, labels = batch
         data = Dataset("random", images, labels, 10, (0.0,) * 3, (1.0,) * 3)
         training = Plan(self.level).applied(Training(batch_size=size, lr=1e-3))
-        client = Client(0, 0, 0, model, data, np.arange(size), training)
+        client = Client(0, 0, 0, model, data, np.arange(size), training, splits=self.splits)
         method.begin(client)
 
         def step() -> None:
@@ -111,7 +114,19 @@ def sparse(dense: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     return sparsify(copy.deepcopy(dense), masks=masks)
 
 
-OURS = {level: Contender(f"sparse, {level}", sparse, level) for level in LEVELS}
+def nsconv(dense: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    """The sparse model with NSConv, as FedMef has it."""
+    return sparsify(standardise(copy.deepcopy(dense)), masks=masks)
+
+
+PRUNED = "pruned(0.2, bf16)"
+OURS = (
+    *(Contender(f"sparse, {level}", sparse, level) for level in (*LEVELS, "bf16")),
+    Contender("sparse NSConv, dense", nsconv),
+    Contender("sparse NSConv, pruned", nsconv, PRUNED),
+    Contender("sparse NSConv, pruned, 2 pieces", nsconv, PRUNED, splits=2),
+    Contender("sparse NSConv, pruned, 4 pieces", nsconv, PRUNED, splits=4),
+)
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -119,7 +134,7 @@ CONTENDERS = {
         Contender("dense", dense_copy),
         Contender("dense, blocks checkpointed", checkpointed),
         Contender("dense, bf16 autocast", dense_copy, autocast=True),
-        *OURS.values(),
+        *OURS,
     )
 }
 
@@ -193,7 +208,7 @@ def times_of(names: list[str], args: argparse.Namespace) -> dict[str, float]:
 
 def rows_of(sizes: dict[str, dict[str, int]], times: dict[str, float]) -> list[Row]:
     """A row for each contender, with ratios of the peak to masked dense and of the time to our fastest level."""
-    ours = [times[c.name] for c in OURS.values() if c.name in times]
+    ours = [times[c.name] for c in OURS if c.name in times]
     rows = []
     for name in CONTENDERS:
         row: Row = {"who": name}
@@ -213,7 +228,7 @@ def text(row: Row) -> str:
     """A line of the table."""
     columns = ("held_MiB", "peak_MiB", "peak_over_masked_dense", "resident_MiB", "step_ms", "time_over_fastest_level")
     cells = [f"{float(row[column]):10.2f}" if column in row else f"{'-':>10}" for column in columns]
-    return f"{row['who']:28}{''.join(cells)}"
+    return f"{row['who']:33}{''.join(cells)}"
 
 
 def main() -> None:
@@ -236,7 +251,7 @@ def main() -> None:
     times = {} if args.bytes is not None else times_of(args.times or list(CONTENDERS), args)
     rows = rows_of(sizes, times)
     print(header(f"memory of one training step of {args.model}, batch {args.batch}, density {args.density:.0%}"))
-    print(f"{'MiB; ms':28}      held      peak     ratio  resident      step     ratio")
+    print(f"{'MiB; ms':33}      held      peak     ratio  resident      step     ratio")
     for row in rows:
         print(text(row))
     if args.csv:
