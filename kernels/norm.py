@@ -1,8 +1,11 @@
-"""Batch norm of images that stand innermost: x [C, R], a row of R = H W B numbers a channel.
+"""Batch norm of images that stand innermost, the sum with a residual and the ReLU after it in the same kernel.
+
+x is [C, R], a row of R = H W B numbers a channel.
 
     batch_moments(x)               mean, biased variance [C]; moves running ones
-    batch_norm(x, mean, variance)  y = (x - mean) / sqrt(variance + eps) * weight + bias
-    batch_norm_backward(gy, ...)   dx, dweight, dbias
+    batch_norm(x, mean, variance)  y = (x - mean) / sqrt(variance + eps) * weight + bias (+ residual), or max(y, 0)
+                                   with a bit for each element: whether it was above 0 (or NaN)
+    batch_norm_backward(gy, ...)   dx, dweight, dbias, and the residual's gradient; of ReLU the bits alone are needed
 
 Statistics run in float32: each program takes mean and squares about that mean of a part of a row, and the parts are
 joined by Chan, Golub and LeVeque's formula (1979), in order. Nothing is atomic: results are bitwise reproducible.
@@ -20,6 +23,21 @@ _WARPS = 4
 _PROGRAMS = 1024
 
 
+@triton.jit
+def aligned(run: tl.tensor, ALIGNED: tl.constexpr) -> tl.tensor:
+    """The length of a row, where ALIGNED as a multiple of 16: then the compiler makes loads 16 bytes wide."""
+    if ALIGNED:
+        run = run // 16 * 16
+    return run
+
+
+@triton.jit
+def rectified(g: tl.tensor, bits: tl.tensor, at: tl.tensor, run: tl.tensor) -> tl.tensor:
+    """g where the bit is set, else 0; bits of one row, lowest first."""
+    byte = tl.load(bits + at // 8, mask=at < run, other=0).to(tl.int32)
+    return tl.where((byte >> (at % 8)) & 1 != 0, g, 0.0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
     x: tl.tensor,
@@ -27,9 +45,11 @@ def moments_kernel(
     squares: tl.tensor,
     run: tl.int32,
     steps: tl.int32,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """One program: `steps` blocks of one row; means, squares float32 [parts, channels]."""
+    run = aligned(run, ALIGNED)
     channel = tl.program_id(0)
     first = tl.program_id(1) * steps * BLOCK
     x += channel.to(tl.int64) * run
@@ -89,46 +109,69 @@ def join_moments_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def norm_kernel(
     x: tl.tensor,
+    residual: tl.tensor,
     mean: tl.tensor,
     variance: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     y: tl.tensor,
+    bits: tl.tensor,
     run: tl.int32,
     eps: tl.float32,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One program: a block of one row."""
-    channel = tl.program_id(0)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """One program: a block of one row; bits uint8 [channels, ceil(run / 8)]."""
+    run = aligned(run, ALIGNED)
+    channel = tl.program_id(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = channel.to(tl.int64) * run
     scale = tl.load(weight + channel).to(tl.float32) / tl.sqrt(tl.load(variance + channel) + eps)
     off = tl.load(x + row + at, mask=at < run, other=0.0).to(tl.float32) - tl.load(mean + channel)
     out = off * scale + tl.load(bias + channel).to(tl.float32)
+    if RESIDUAL:
+        out += tl.load(residual + row + at, mask=at < run, other=0.0).to(tl.float32)
+    if RELU:
+        out = out.to(y.dtype.element_ty).to(tl.float32)
+        below = out <= 0
+        out = tl.where(below, 0.0, out)
+        ones = tl.reshape(tl.where(below, 0, 1), (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :]
+        pitch = (run + 7) // 8
+        to = tl.program_id(0) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+        tl.store(bits + channel.to(tl.int64) * pitch + to, tl.sum(ones, axis=1).to(tl.uint8), mask=to < pitch)
     tl.store(y + row + at, out.to(y.dtype.element_ty), mask=at < run)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def norm_sums_kernel(
     gy: tl.tensor,
+    bits: tl.tensor,
     x: tl.tensor,
     mean: tl.tensor,
     sums: tl.tensor,
     products: tl.tensor,
     run: tl.int32,
     steps: tl.int32,
+    RELU: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """One program: sums of gy and of gy (x - mean) over `steps` blocks of one row; float32 [parts, channels]."""
+    run = aligned(run, ALIGNED)
     channel = tl.program_id(0)
     first = tl.program_id(1) * steps * BLOCK
     row = channel.to(tl.int64) * run
+    bits += channel.to(tl.int64) * ((run + 7) // 8)
     middle = tl.load(mean + channel)
     total = tl.zeros((BLOCK,), tl.float32)
     product = tl.zeros((BLOCK,), tl.float32)
     for step in range(steps):
         at = first + step * BLOCK + tl.arange(0, BLOCK)
         g = tl.load(gy + row + at, mask=at < run, other=0.0).to(tl.float32)
+        if RELU:
+            g = rectified(g, bits, at, run)
         total += g
         product += g * (tl.load(x + row + at, mask=at < run, other=0.0).to(tl.float32) - middle)
     to = tl.program_id(1) * tl.num_programs(0) + channel
@@ -139,6 +182,7 @@ def norm_sums_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def norm_gradient_kernel(
     gy: tl.tensor,
+    bits: tl.tensor,
     x: tl.tensor,
     mean: tl.tensor,
     variance: tl.tensor,
@@ -146,17 +190,26 @@ def norm_gradient_kernel(
     sums: tl.tensor,
     products: tl.tensor,
     dx: tl.tensor,
+    dresidual: tl.tensor,
     run: tl.int32,
     eps: tl.float32,
     TRAINING: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One program: a block of one row; sums, products float32 [channels]."""
-    channel = tl.program_id(0)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """One program: a block of one row; sums, products float32 [channels]. dresidual is written where RESIDUAL."""
+    run = aligned(run, ALIGNED)
+    channel = tl.program_id(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = channel.to(tl.int64) * run
     rstd = 1.0 / tl.sqrt(tl.load(variance + channel) + eps)
     out = tl.load(gy + row + at, mask=at < run, other=0.0).to(tl.float32)
+    if RELU:
+        out = rectified(out, bits + channel.to(tl.int64) * ((run + 7) // 8), at, run)
+    if RESIDUAL:
+        tl.store(dresidual + row + at, out.to(dresidual.dtype.element_ty), mask=at < run)
     if TRAINING:
         off = tl.load(x + row + at, mask=at < run, other=0.0).to(tl.float32) - tl.load(mean + channel)
         out -= tl.load(sums + channel) / run + off * (rstd * rstd * tl.load(products + channel) / run)
@@ -183,7 +236,7 @@ def batch_moments(
     mean, variance = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     running = running_mean is not None and running_variance is not None
     with on(x):
-        moments_kernel[(channels, parts)](x, means, squares, run, steps, BLOCK=_BLOCK, num_warps=_WARPS)
+        moments_kernel[(channels, parts)](x, means, squares, run, steps, **_how(run))
         join_moments_kernel[(triton.cdiv(channels, 64),)](
             means,
             squares,
@@ -203,29 +256,75 @@ def batch_moments(
     return mean, variance
 
 
-def batch_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """y [C, R] in x's dtype; mean, variance float32 [C], weight and bias [C] of any floating dtype."""
+def _how(run: int) -> dict[str, int | bool]:
+    return {"ALIGNED": run % 16 == 0, "BLOCK": _BLOCK, "num_warps": _WARPS}
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """(y [C, R] in x's dtype, bits uint8 [C, ceil(R / 8)] of the ReLU or None).
+
+    mean, variance float32 [C], weight and bias [C] of any floating dtype; residual [C, R].
+    """
     channels, run = x.shape
+    check_size("batch_norm", run)
     y = torch.empty_like(x)
-    grid = (channels, triton.cdiv(run, _BLOCK))
+    bits = torch.empty(channels, (run + 7) // 8, dtype=torch.uint8, device=x.device) if relu else None
     with on(x):
-        norm_kernel[grid](x, mean, variance, weight, bias, y, run, eps, BLOCK=_BLOCK, num_warps=_WARPS)
-    return y
+        norm_kernel[(triton.cdiv(run, _BLOCK), channels)](
+            x,
+            x if residual is None else residual,
+            mean,
+            variance,
+            weight,
+            bias,
+            y,
+            x if bits is None else bits,
+            run,
+            eps,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            **_how(run),
+        )
+    return y, bits
 
 
 def batch_norm_backward(
-    gy: Tensor, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, eps: float, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx in x's dtype, dweight, dbias float32); with `training` through the statistics of x too."""
+    gy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    eps: float,
+    training: bool,
+    bits: Tensor | None = None,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(dx in x's dtype, dweight, dbias float32, the residual's gradient in x's dtype where wanted).
+
+    With `training` through the statistics of x too; bits: those of `batch_norm` with a ReLU.
+    """
     channels, run = x.shape
     parts, steps = parts_of(channels, run)
     sums, products = (x.new_empty(parts, channels, dtype=torch.float32) for _ in range(2))
     dx = torch.empty_like(x)
+    relu = bits is not None
+    of_residual = (torch.empty_like(x) if relu else gy) if residual else None
+    kept = gy if bits is None else bits
     with on(x):
-        norm_sums_kernel[(channels, parts)](gy, x, mean, sums, products, run, steps, BLOCK=_BLOCK, num_warps=_WARPS)
+        norm_sums_kernel[(channels, parts)](gy, kept, x, mean, sums, products, run, steps, RELU=relu, **_how(run))
         total, product = sums.sum(0), products.sum(0)
-        norm_gradient_kernel[(channels, triton.cdiv(run, _BLOCK))](
+        norm_gradient_kernel[(triton.cdiv(run, _BLOCK), channels)](
             gy,
+            kept,
             x,
             mean,
             variance,
@@ -233,10 +332,12 @@ def batch_norm_backward(
             total,
             product,
             dx,
+            dx if of_residual is None else of_residual,
             run,
             eps,
             TRAINING=training,
-            BLOCK=_BLOCK,
-            num_warps=_WARPS,
+            RESIDUAL=residual and relu,
+            RELU=relu,
+            **_how(run),
         )
-    return dx, product * torch.rsqrt(variance + eps), total
+    return dx, product * torch.rsqrt(variance + eps), total, of_residual

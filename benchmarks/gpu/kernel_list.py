@@ -200,30 +200,39 @@ def linear_kernels() -> Iterator[Listed]:
 
 
 def norm_kernels() -> Iterator[Listed]:
-    """Batch norm of images that stand innermost."""
-    block = {"BLOCK": 1024}
-    for kind in ("fp32", "bf16"):
-        plan = [
-            ("moments", norm.moments_kernel, f"x:{kind} means:fp32 squares:fp32", "run steps", {}),
-            ("norm", norm.norm_kernel, f"x:{kind} mean:fp32 variance:fp32 weight:fp32 bias:fp32 y:{kind}", "run", {}),
-            (
-                "norm_sums",
-                norm.norm_sums_kernel,
-                f"gy:{kind} x:{kind} mean:fp32 sums:fp32 products:fp32",
-                "run steps",
-                {},
-            ),
-            (
-                "norm_gradient",
-                norm.norm_gradient_kernel,
-                f"gy:{kind} x:{kind} mean:fp32 variance:fp32 weight:fp32 sums:fp32 products:fp32 dx:{kind}",
-                "run",
-                {"TRAINING": True},
-            ),
-        ]
-        for name, kernel, pointers, sizes, more in plan:
-            eps = " eps" if name in ("norm", "norm_gradient") else ""
-            yield _listed(f"{name} {kind}", kernel, pointers, sizes + eps, block | more, 4)
+    """Batch norm of images that stand innermost, alone and with residual and ReLU; rows a multiple of 16 or not."""
+    plans = [(kind, fused, True) for kind in ("fp32", "bf16") for fused in (False, True)] + [("bf16", True, False)]
+    for kind, fused, whole in plans:
+        how = {"ALIGNED": whole, "BLOCK": 1024}
+        ending = f"{kind}{' relu' if fused else ''}{'' if whole else ' odd rows'}"
+        channel = "mean:fp32 variance:fp32 weight:fp32"
+        if not fused:
+            pointers = f"x:{kind} means:fp32 squares:fp32"
+            yield _listed(f"moments {ending}", norm.moments_kernel, pointers, "run steps", how, 4)
+        yield _listed(
+            f"norm {ending}",
+            norm.norm_kernel,
+            f"x:{kind} residual:{kind} {channel} bias:fp32 y:{kind} bits:u8",
+            "run eps",
+            {"RESIDUAL": fused, "RELU": fused} | how,
+            4,
+        )
+        yield _listed(
+            f"norm_sums {ending}",
+            norm.norm_sums_kernel,
+            f"gy:{kind} bits:u8 x:{kind} mean:fp32 sums:fp32 products:fp32",
+            "run steps",
+            {"RELU": fused} | how,
+            4,
+        )
+        yield _listed(
+            f"norm_gradient {ending}",
+            norm.norm_gradient_kernel,
+            f"gy:{kind} bits:u8 x:{kind} {channel} sums:fp32 products:fp32 dx:{kind} dresidual:{kind}",
+            "run eps",
+            {"TRAINING": True, "RESIDUAL": fused, "RELU": fused} | how,
+            4,
+        )
     yield _listed(
         "join_moments",
         norm.join_moments_kernel,

@@ -1,6 +1,7 @@
 """Batch norm of images that stand innermost in memory, as the Triton convolutions take and give them: `innermost_norm`.
 
-    y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(variance + eps)                x [B, C, H, W]
+    y = (x - mean) * rstd * weight + bias (+ residual),  rstd = 1 / sqrt(variance + eps)   x [B, C, H, W]
+    with a ReLU max(y, 0), which keeps one bit an element: dy counts where y > 0
     dx = weight rstd (dy - mean(dy) - z mean(dy z)),  z = (x - mean) rstd                  in training
     dx = weight rstd dy                                                                    for given statistics
     dweight = sum dy z,  dbias = sum dy
@@ -38,25 +39,39 @@ class InnermostNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, training: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        training: bool,
+        relu: bool,
     ) -> Tensor:
         """Mean and variance float32 [C], of x itself in training."""
         from fedsparse.kernels import norm
 
         ctx.eps, ctx.training = eps, training
-        ctx.save_for_backward(x, weight, mean, variance)
-        return _images(norm.batch_norm(_rows(x), mean, variance, weight, bias, eps), x)
+        rows = None if residual is None else _rows(residual)
+        y, bits = norm.batch_norm(_rows(x), mean, variance, weight, bias, eps, rows, relu)
+        ctx.save_for_backward(x, weight, mean, variance, bits)
+        return _images(y, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """Gradients of x, weight, bias and the residual."""
         from fedsparse.kernels import norm
 
-        x, weight, mean, variance = ctx.saved_tensors
-        rows = _rows(gy), _rows(x)
-        dx, dweight, dbias = norm.batch_norm_backward(*rows, mean, variance, weight, ctx.eps, ctx.training)
-        return _images(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), None, None, None, None
+        x, weight, mean, variance, bits = ctx.saved_tensors
+        rows, wanted = (_rows(gy), _rows(x)), ctx.needs_input_grad[3]
+        dx, dweight, dbias, of_residual = norm.batch_norm_backward(
+            *rows, mean, variance, weight, ctx.eps, ctx.training, bits, wanted
+        )
+        dresidual = None if of_residual is None else _images(of_residual, x)
+        return _images(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 5
 
 
 def innermost_norm(
@@ -68,13 +83,22 @@ def innermost_norm(
     training: bool,
     momentum: float,
     eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """F.batch_norm of x [B, C, H, W], differentiable in x, weight and bias; running statistics float32 [C] move.
+    """F.batch_norm of x [B, C, H, W], plus the residual, and with `relu` max(that, 0), in x's dtype.
 
-    ValueError where training has one number a channel, or where statistics are given neither way.
+    Differentiable in x, weight, bias and the residual, which has x's shape and dtype; running statistics float32 [C]
+    move. ValueError where training has one number a channel, where statistics are given neither way, or where the
+    residual has another shape or dtype.
     """
     from fedsparse.kernels import norm
 
+    if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"innermost_norm: the residual must be {x.dtype} {tuple(x.shape)}, not {residual.dtype} "
+            f"{tuple(residual.shape)}."
+        )
     if training:
         if x.numel() <= x.shape[1]:
             raise ValueError(f"innermost_norm: training needs more than one number a channel, not {tuple(x.shape)}.")
@@ -85,4 +109,4 @@ def innermost_norm(
         mean, variance = running_mean, running_variance
     weight = mean.new_ones(x.shape[1]) if weight is None else weight
     bias = mean.new_zeros(x.shape[1]) if bias is None else bias
-    return InnermostNorm.apply(x, weight, bias, mean, variance, eps, training)
+    return InnermostNorm.apply(x, weight, bias, residual, mean, variance, eps, training, relu)

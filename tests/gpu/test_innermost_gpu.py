@@ -30,6 +30,28 @@ def test_batch_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert error(ours, theirs) <= LIMITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 32, 8, 8), (6, 5, 7, 9), (128, 3, 33, 31)])
+def test_batch_norm_with_a_residual_and_a_relu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Against the same three steps of float32 torch on the device, with the mask that our output says."""
+    x, residual = (
+        random(*shape, dtype=dtype, seed=seed).cuda().permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+        for seed in (0, 4)
+    )
+    own = [each.requires_grad_() for each in (x, residual)]
+    weight, bias = (random(shape[1], seed=seed).cuda().requires_grad_() for seed in (1, 2))
+    gy = random(*shape, dtype=dtype, seed=3).cuda()
+    poison()
+    y = ops.innermost_norm(own[0], None, None, weight, bias, True, 0.1, 1e-5, own[1], relu=True)
+    found = torch.autograd.grad(y, (*own, weight, bias), gy)
+    wide = [each.detach().double().requires_grad_() for each in (*own, weight, bias)]
+    total = F.batch_norm(wide[0], None, None, wide[2], wide[3], True, 0.1, 1e-5) + wide[1]
+    assert error(y.detach(), total.detach().relu().cpu()) <= LIMITS[dtype]
+    wanted = torch.autograd.grad(total, wide, torch.where(y > 0, gy, 0).double())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert error(ours, theirs.cpu()) <= LIMITS[dtype]
+
+
 @pytest.mark.parametrize("granularity", [1, 16])
 def test_a_network_in_the_layout_and_out_of_it(granularity: int) -> None:
     torch.manual_seed(0)
