@@ -2,23 +2,22 @@
 
     direct_product(values, x)      y [N, H', W', G, L] = W * x [C, H, W, G, L] (+ bias)
     direct_transposed(values, gy)  dx [C, H, W, G, L], the gradient to x
-    direct_sample(gy, x)           dvalues [nnz], in parts
 
+The gradient to the weights is in `direct_sample`.
 Images stand innermost, so that a nonzero costs aligned runs of G L numbers whatever its tap and the stride (see
-`strips`). Every tensor has a leading dimension of clients.
+`strip_product`). Every tensor has a leading dimension of clients.
 Operands are float16, bfloat16, float32 or float64; sums run in float32, or float64 for float64 operands. Each output
 element is summed by one program in a fixed order and nothing is atomic: results are bitwise reproducible.
 """
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .addresses import Geometry, Sizes, accumulator, constants, outputs_of, taps_of
 from .launch import SIZES, check_size, on
-from .strips import Geometry, Sizes, constants, search_steps, split, taps_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Tile:
 
 
 PRODUCT = Tile(nonzeros=8, outputs=256, warps=4)
-SAMPLE = Tile(nonzeros=16, outputs=128, warps=4)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -79,11 +77,7 @@ def direct_product_kernel(
     tile = tl.program_id(0) // rows
     client = tl.program_id(1).to(tl.int64)
     m = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    lane = m % LANES
-    block = m // LANES % blocks
-    pixel = m // LANES // blocks
-    right = pixel % out_wide
-    down = pixel // out_wide
+    lane, block, right, down = outputs_of(m, blocks, out_wide, LANES)
     inside = down < out_high
     source += client * blocks * channels * high * wide * LANES
     values += client * nnz
@@ -117,77 +111,8 @@ def direct_product_kernel(
     if HAS_BIAS:
         total += tl.load(bias + client * rows + row).to(ACC)
     target += (client * rows + row) * out_high * out_wide * all_blocks * LANES
-    to = (pixel * all_blocks + block) * LANES + lane
+    to = ((down * out_wide + right) * all_blocks + block) * LANES + lane
     tl.store(target + to, total.to(target.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def direct_sample_kernel(
-    indptr: tl.tensor,
-    cols: tl.tensor,
-    gy: tl.tensor,
-    x: tl.tensor,
-    parts: tl.tensor,
-    nnz: tl.int32,
-    rows: tl.int32,
-    groups: tl.int32,
-    steps: tl.int32,
-    blocks: tl.int32,
-    channels: tl.int32,
-    high: tl.int32,
-    wide: tl.int32,
-    out_high: tl.int32,
-    out_wide: tl.int32,
-    KERNEL_Y: tl.constexpr,
-    KERNEL_X: tl.constexpr,
-    STRIDE_Y: tl.constexpr,
-    STRIDE_X: tl.constexpr,
-    PADDING_Y: tl.constexpr,
-    PADDING_X: tl.constexpr,
-    DILATION_Y: tl.constexpr,
-    DILATION_X: tl.constexpr,
-    LANES: tl.constexpr,
-    SEARCH: tl.constexpr,
-    ACC: tl.constexpr,
-    NONZEROS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-) -> None:
-    """One program: NONZEROS entries of dvalues over `steps` tiles of outputs; parts [splits, clients, nnz]."""
-    group = tl.program_id(0) % groups
-    part = tl.program_id(0) // groups
-    client = tl.program_id(1).to(tl.int64)
-    j = group * NONZEROS + tl.arange(0, NONZEROS)
-    live = j < nnz
-    channel, below, beside = taps_of(cols, j, live, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X)
-    # The row of j is the last one that starts at or before it: SEARCH halvings, 2 ** SEARCH >= rows.
-    row = j * 0
-    last = row + rows
-    for _ in tl.static_range(SEARCH):
-        middle = (row + last) // 2
-        before = tl.load(indptr + middle, mask=live, other=0) <= j
-        row = tl.where(before, middle, row)
-        last = tl.where(before, last, middle)
-    run = out_high * out_wide * blocks * LANES
-    x += client * blocks * channels * high * wide * LANES
-    gy += client * rows * run
-    acc = tl.zeros((NONZEROS, OUTPUTS), ACC)
-    for step in range(steps):
-        m = (part * steps + step) * OUTPUTS + tl.arange(0, OUTPUTS)
-        lane = m % LANES
-        block = m // LANES % blocks
-        pixel = m // LANES // blocks
-        right = pixel % out_wide
-        down = pixel // out_wide
-        inside = down < out_high
-        y = (down * STRIDE_Y - PADDING_Y)[None, :] + below[:, None]
-        z = (right * STRIDE_X - PADDING_X)[None, :] + beside[:, None]
-        take = live[:, None] & inside[None, :]
-        g = tl.load(gy + (m[None, :] + (row * run)[:, None]), mask=take, other=0.0).to(ACC)
-        take &= (y >= 0) & (y < high) & (z >= 0) & (z < wide)
-        x_at = ((channel * high)[:, None] * wide + y * wide + z) * (blocks * LANES) + (block * LANES + lane)[None, :]
-        acc += g * tl.load(x + x_at, mask=take, other=0.0).to(ACC)
-    total = tl.sum(acc, axis=1)
-    tl.store(parts + (part * tl.num_programs(1) + client) * nnz + j, total, mask=live)
 
 
 def direct_product(
@@ -269,51 +194,3 @@ def _product(
             num_warps=PRODUCT.warps,
         )
     return target
-
-
-def direct_sample(gy: Tensor, x: Tensor, indptr: Tensor, cols: Tensor, geometry: Geometry) -> Tensor:
-    """dvalues [clients, nnz] from gy [clients, N, H', W', G, L], x [clients, C, H, W, G, L].
-
-    Zeros stand in the lanes without an image.
-    """
-    rows, nnz = indptr.numel() - 1, cols.numel()
-    clients, channels, high, wide, blocks, lanes = x.shape
-    size = (gy.shape[2], gy.shape[3])
-    outputs = size[0] * size[1] * blocks * lanes
-    check_size("direct_sample", x.numel() // clients, gy.numel() // clients)
-    if nnz == 0 or outputs == 0:
-        return x.new_zeros(clients, nnz)
-    groups = triton.cdiv(nnz, SAMPLE.nonzeros)
-    splits, steps = split(triton.cdiv(outputs, SAMPLE.outputs), groups * clients)
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    parts = x.new_empty(splits, clients, nnz, dtype=acc)
-    with on(x):
-        direct_sample_kernel[(groups * splits, clients)](
-            indptr,
-            cols,
-            gy.contiguous(),
-            x.contiguous(),
-            parts,
-            nnz,
-            rows,
-            groups,
-            steps,
-            blocks,
-            channels,
-            high,
-            wide,
-            *size,
-            *constants(geometry),
-            LANES=lanes,
-            SEARCH=search_steps(rows),
-            ACC=accumulator(x.dtype),
-            NONZEROS=SAMPLE.nonzeros,
-            OUTPUTS=SAMPLE.outputs,
-            num_warps=SAMPLE.warps,
-        )
-    return parts.sum(0).to(x.dtype)
-
-
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """What sums run in."""
-    return tl.float64 if dtype == torch.float64 else tl.float32

@@ -13,11 +13,11 @@ costs one coalesced run of the batch instead of one 32-byte sector a sample.
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .addresses import accumulator, list_of, search_steps
 from .launch import on
 
 
@@ -99,15 +99,8 @@ def csr_sample_kernel(
     j = tl.program_id(0).to(tl.int64) * NONZEROS + tl.arange(0, NONZEROS)
     live = j < nnz
     col = tl.load(cols + j, mask=live, other=0)
-    # The row of j is the last one that starts at or before it: STEPS halvings, 2 ** STEPS >= rows.
-    low = tl.zeros((NONZEROS,), tl.int32)
-    high = tl.zeros((NONZEROS,), tl.int32) + rows
-    for _ in tl.static_range(STEPS):
-        middle = (low + high) // 2
-        before = tl.load(indptr + middle, mask=live, other=0) <= j
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    g_run = g_t + low.to(tl.int64)[:, None] * batch
+    row = list_of(indptr, j, live, rows, STEPS)
+    g_run = g_t + row.to(tl.int64)[:, None] * batch
     x_run = x_t + col.to(tl.int64)[:, None] * batch
     acc = tl.zeros((NONZEROS, BATCH), ACC)
     for start in range(0, batch, BATCH):
@@ -142,7 +135,7 @@ def csr_product(values: Tensor, indptr: Tensor, cols: Tensor, perm: Tensor | Non
             batch,
             rows,
             HAS_PERM=perm is not None,
-            ACC=_accumulator(x.dtype),
+            ACC=accumulator(x.dtype),
             NONZEROS=shape.nonzeros,
             BATCH=shape.batch,
             num_warps=shape.warps,
@@ -171,18 +164,9 @@ def csr_sample(g: Tensor, x: Tensor, indptr: Tensor, cols: Tensor) -> Tensor:
             rows,
             nnz,
             STEPS=search_steps(rows),
-            ACC=_accumulator(x.dtype),
+            ACC=accumulator(x.dtype),
             NONZEROS=shape.nonzeros,
             BATCH=shape.batch,
             num_warps=shape.warps,
         )
     return dvalues
-
-
-def search_steps(rows: int) -> int:
-    """Return how many halvings leave one of `rows` rows."""
-    return max(rows - 1, 0).bit_length()
-
-
-def _accumulator(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32

@@ -9,7 +9,21 @@ from typing import Any
 
 import torch
 import triton.language as tl
-from fedsparse.kernels import direct, grow_scores, norm, spmm, strips, topk
+from fedsparse.kernels import (
+    direct,
+    direct_sample,
+    grow_scores,
+    norm,
+    spmm,
+    strip_pack,
+    strip_product,
+    strip_sample,
+    strip_spread,
+    topk,
+)
+from fedsparse.kernels.addresses import accumulator, search_steps
+from fedsparse.kernels.addresses import precision as precision_of
+from fedsparse.kernels.strip_tiles import VECTORS, product_tile, sample_tile, spread_tile
 
 from .machine_code import Code, triton_code
 
@@ -65,17 +79,17 @@ def _convolution(name: str) -> dict[str, Any]:
 
 def strip_kernels() -> Iterator[Listed]:
     """Products of strips: V x precision, in the geometries of a ResNet."""
-    plan = [(v, p, "3x3") for v in strips.VECTORS for p in ("bf16", "tf32", "fp32")]
+    plan = [(v, p, "3x3") for v in VECTORS for p in ("bf16", "tf32", "fp32")]
     plan += [(32, "bf16", g) for g in ("3x3/2", "1x1/2", "linear")] + [(32, "fp16", "3x3")]
     sizes = "entries strips " + " ".join(_SIZES)
     for vector, precision, geometry in plan:
         kind, cores = _stored(precision), precision != "fp32"
         common = _convolution(geometry) | {"V": vector, "UPCAST": False}
-        common["PRECISION"] = strips.precision(TYPES[precision], precision == "tf32")
-        tile = strips.product_tile(vector, TYPES[precision])
+        common["PRECISION"] = precision_of(TYPES[precision], precision == "tf32")
+        tile = product_tile(vector, TYPES[precision])
         yield _listed(
             f"strip_product V={vector} {precision} {geometry}",
-            strips.strip_product_kernel,
+            strip_product.strip_product_kernel,
             f"packed:{kind} starts:i32 cols:i32 x:{kind} bias:{kind} y:{kind}",
             sizes,
             common | {"OUTPUTS": tile.outputs, "ENTRIES": tile.entries, "STAGES": tile.stages, "HAS_BIAS": False},
@@ -83,10 +97,10 @@ def strip_kernels() -> Iterator[Listed]:
             cores,
         )
         for density, entries in (("", 100), (" few entries", 10)):
-            tile = strips.sample_tile(vector, TYPES[precision], entries)
+            tile = sample_tile(vector, TYPES[precision], entries)
             yield _listed(
                 f"strip_sample V={vector} {precision} {geometry}{density}",
-                strips.strip_sample_kernel,
+                strip_sample.strip_sample_kernel,
                 f"starts:i32 cols:i32 gy:{kind} x:{kind} parts:fp32",
                 "entries strips splits steps " + " ".join(_SIZES),
                 common | {"OUTPUTS": tile.outputs, "ENTRIES": tile.entries, "STAGES": tile.stages},
@@ -97,16 +111,16 @@ def strip_kernels() -> Iterator[Listed]:
 
 def gathering_kernels() -> Iterator[Listed]:
     """The two halves of the gradient to the input: strips to entries, and entries to channels."""
-    for vector, precision in [(v, p) for v in strips.VECTORS for p in ("bf16", "tf32", "fp32")]:
+    for vector, precision in [(v, p) for v in VECTORS for p in ("bf16", "tf32", "fp32")]:
         kind = _stored(precision)
-        tile = strips.spread_tile(vector, TYPES[precision], 100)
+        tile = spread_tile(vector, TYPES[precision], 100)
         yield _listed(
             f"strip_spread V={vector} {precision}",
-            strips.strip_spread_kernel,
+            strip_spread.strip_spread_kernel,
             f"packed:{kind} starts:i32 gy:{kind} spread:{kind}",
             "entries strips plane blocks all_blocks",
             {"LANES": 16, "V": vector, "OUTPUTS": tile.outputs, "ENTRIES": tile.entries}
-            | {"PRECISION": strips.precision(TYPES[precision], precision == "tf32"), "UPCAST": False},
+            | {"PRECISION": precision_of(TYPES[precision], precision == "tf32"), "UPCAST": False},
             tile.warps,
             precision != "fp32",
         )
@@ -125,10 +139,10 @@ def gathering_kernels() -> Iterator[Listed]:
 
 def packing_kernels() -> Iterator[Listed]:
     """Values to and from packed strips."""
-    steps = {"STEPS": strips.search_steps(16), "V": 32, "ENTRIES": 32}
+    steps = {"STEPS": search_steps(16), "V": 32, "ENTRIES": 32}
     yield _listed(
         "pack_strips V=32 fp32 to bf16",
-        strips.pack_strips_kernel,
+        strip_pack.pack_strips_kernel,
         "values:fp32 starts:i32 packed:bf16",
         "entries strips",
         steps,
@@ -136,7 +150,7 @@ def packing_kernels() -> Iterator[Listed]:
     )
     yield _listed(
         "unpack_strips V=32 to fp32",
-        strips.unpack_strips_kernel,
+        strip_pack.unpack_strips_kernel,
         "parts:fp32 starts:i32 values:fp32",
         "entries strips splits",
         steps,
@@ -148,7 +162,7 @@ def direct_kernels() -> Iterator[Listed]:
     """Products a nonzero at a time."""
     plan = [(p, "3x3") for p in ("fp32", "bf16", "fp64")] + [("fp32", "3x3/2"), ("fp32", "1x1/2")]
     for precision, geometry in plan:
-        common = _convolution(geometry) | {"ACC": direct.accumulator(TYPES[precision])}
+        common = _convolution(geometry) | {"ACC": accumulator(TYPES[precision])}
         for transposed in (False, True):
             yield _listed(
                 f"direct_{'transposed' if transposed else 'product'} {precision} {geometry}",
@@ -163,13 +177,13 @@ def direct_kernels() -> Iterator[Listed]:
             )
         yield _listed(
             f"direct_sample {precision} {geometry}",
-            direct.direct_sample_kernel,
+            direct_sample.direct_sample_kernel,
             f"indptr:i32 cols:i32 gy:{precision} x:{precision} parts:{'fp64' if precision == 'fp64' else 'fp32'}",
             "nnz rows groups steps " + " ".join(_SIZES),
             common
-            | {"SEARCH": strips.search_steps(512)}
-            | {"NONZEROS": direct.SAMPLE.nonzeros, "OUTPUTS": direct.SAMPLE.outputs},
-            direct.SAMPLE.warps,
+            | {"SEARCH": search_steps(512)}
+            | {"NONZEROS": direct_sample.SAMPLE.nonzeros, "OUTPUTS": direct_sample.SAMPLE.outputs},
+            direct_sample.SAMPLE.warps,
         )
 
 
@@ -194,7 +208,7 @@ def linear_kernels() -> Iterator[Listed]:
                 spmm.csr_sample_kernel,
                 f"g_t:{precision} x_t:{precision} indptr:i32 cols:i32 dvalues:{precision}",
                 "batch rows nnz",
-                acc | {"STEPS": spmm.search_steps(512), "NONZEROS": tile.nonzeros, "BATCH": tile.batch},
+                acc | {"STEPS": search_steps(512), "NONZEROS": tile.nonzeros, "BATCH": tile.batch},
                 tile.warps,
             )
 

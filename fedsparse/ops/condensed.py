@@ -2,7 +2,7 @@
 
 The strip holds zeros where a row has no weight: at density d a column of the union is 16 d / (1 - (1 - d)^16) full, so
 that this is for low densities (at 5 % the union is 56 % of all columns, at 1 % 15 %). The products are those of
-`kernels.strips`; the gradient to the input, which would gain nothing, and float64 run on `kernels.direct`.
+the kernels of strips; the gradient to the input, which would gain nothing, and float64 run on `kernels.direct`.
 """
 
 import math
@@ -63,7 +63,7 @@ def condensed_product(
     values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry, tf32: bool
 ) -> Tensor:
     """y [clients, N, H', W', G, 16] of x [clients, C, H, W, G, 16], values [clients, nnz] and bias [clients, N]."""
-    from fedsparse.kernels import strips
+    from fedsparse.kernels.strip_product import strip_product
 
     if x.dtype == torch.float64:
         return lanes_product(1, values, index, x, bias, geometry, tf32)
@@ -72,18 +72,18 @@ def condensed_product(
     size = output_size((x.shape[2], x.shape[3]), geometry)
     all_bias = None if bias is None else _all_rows(bias, index.rows, 1)
     packed = packed.view(clients, of.entries, ROWS)
-    return strips.strip_product(packed, of.starts, of.cols, x, all_bias, geometry[:4], size, tf32)[:, : index.rows]
+    return strip_product(packed, of.starts, of.cols, x, all_bias, geometry[:4], size, tf32)[:, : index.rows]
 
 
 def condensed_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry, tf32: bool) -> Tensor:
     """dvalues [clients, nnz] of gy [clients, N, H', W', G, 16] and x [clients, C, H, W, G, 16]."""
-    from fedsparse.kernels import strips
+    from fedsparse.kernels.strip_sample import strip_sample
 
     if x.dtype == torch.float64:
         return lanes_sampled(1, index, gy, x, geometry, tf32)
     of = _of(index, geometry)
     all_gy = _all_rows(gy, index.rows, 1)
-    parts = strips.strip_sample(all_gy, x, of.starts, of.cols, ROWS, geometry[:4], tf32)
+    parts = strip_sample(all_gy, x, of.starts, of.cols, ROWS, geometry[:4], tf32)
     return parts.sum(0).flatten(1).index_select(1, of.place).to(x.dtype)
 
 

@@ -1,8 +1,8 @@
 """The Triton back end: convolutions of any mask, and products of masks with strips on tensor cores.
 
-Masks whose granularity is 16, 32 or 64 run on `kernels.strips`, all others and float64 on `kernels.direct`; linear
-layers without strips on `kernels.spmm` (see `spmm`). The gradient to the input of half types rounds the sum of each V
-products to that type before it adds those sums in float32.
+Masks whose granularity is 16, 32 or 64 run on `kernels.strip_product` and its like, all others and float64 on
+`kernels.direct`; linear layers without strips on `kernels.spmm` (see `spmm`). The gradient to the input of half types
+rounds the sum of each V products to that type before it adds those sums in float32.
 The kernels read channels, pixels, then images, in blocks of 16; ordinary tensors are brought into that layout.
 """
 
@@ -72,7 +72,7 @@ def from_lanes(x: Tensor, batch: int) -> Tensor:
 
 
 def on_tensor_cores(vector: int, dtype: torch.dtype) -> bool:
-    """Whether a mask of that granularity runs on `kernels.strips`."""
+    """Whether a mask of that granularity runs on the kernels of strips."""
     return vector in VECTORS and dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -80,31 +80,33 @@ def lanes_product(
     vector: int, values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry, tf32: bool
 ) -> Tensor:
     """y [clients, N, H', W', G, 16] of x [clients, C, H, W, G, 16], values [clients, nnz] and bias [clients, N]."""
-    from fedsparse.kernels import direct, strips
+    from fedsparse.kernels import direct, strip_pack
+    from fedsparse.kernels.strip_product import strip_product
 
     size = output_size((x.shape[2], x.shape[3]), geometry)
     if not on_tensor_cores(vector, x.dtype):
         return direct.direct_product(values, *single_rows(index), x, bias, geometry[:4], size)
     of = plan(index, vector, math.prod(geometry[0]))
-    packed = strips.pack_strips(values, of.starts, vector, x.dtype)
-    return strips.strip_product(packed, of.starts, of.cols, x, bias, geometry[:4], size, tf32)
+    packed = strip_pack.pack_strips(values, of.starts, vector, x.dtype)
+    return strip_product(packed, of.starts, of.cols, x, bias, geometry[:4], size, tf32)
 
 
 def lanes_transposed(vector: int, values: Tensor, index: Index, gy: Tensor, geometry: Geometry, tf32: bool) -> Tensor:
     """dx [clients, C, H, W, G, 16] of gy [clients, N, H', W', G, 16] and values [clients, nnz]."""
-    from fedsparse.kernels import direct, strips
+    from fedsparse.kernels import direct, strip_pack
+    from fedsparse.kernels.strip_spread import strip_spread
 
     if not on_tensor_cores(vector, gy.dtype):
         lists = single_columns(index, math.prod(geometry[0]))
         return direct.direct_transposed(values, *lists, gy, geometry[:4], geometry[4])
     of = plan(index, vector, math.prod(geometry[0]))
-    packed = strips.pack_strips(values, of.starts, vector, gy.dtype)
+    packed = strip_pack.pack_strips(values, of.starts, vector, gy.dtype)
     dx = gy.new_empty(gy.shape[0], index.channels, *geometry[4], *gy.shape[4:])
     of_one_block = packed.shape[1] * math.prod(gy.shape[2:4]) * LANES * gy.element_size()
     step = max(1, SCRATCH // max(1, of_one_block))
     for weights, g, target in zip(packed, gy.contiguous(), dx, strict=True):
         for some, part in zip(g.split(step, 3), target.split(step, 3), strict=True):
-            spread = strips.strip_spread(weights, of.starts, some, gy.shape[4], tf32)
+            spread = strip_spread(weights, of.starts, some, gy.shape[4], tf32)
             direct.gather_entries(spread, of.t_starts, of.t_taps, geometry[:4], part, gy.shape[4])
     return dx
 
@@ -114,13 +116,15 @@ def lanes_sampled(vector: int, index: Index, gy: Tensor, x: Tensor, geometry: Ge
 
     Zeros stand in the lanes without an image.
     """
-    from fedsparse.kernels import direct, strips
+    from fedsparse.kernels import strip_pack
+    from fedsparse.kernels.direct_sample import direct_sample
+    from fedsparse.kernels.strip_sample import strip_sample
 
     if not on_tensor_cores(vector, x.dtype):
-        return direct.direct_sample(gy, x, *single_rows(index), geometry[:4])
+        return direct_sample(gy, x, *single_rows(index), geometry[:4])
     of = plan(index, vector, math.prod(geometry[0]))
-    parts = strips.strip_sample(gy, x, of.starts, of.cols, vector, geometry[:4], tf32)
-    return strips.unpack_strips(parts, of.starts, x.dtype)
+    parts = strip_sample(gy, x, of.starts, of.cols, vector, geometry[:4], tf32)
+    return strip_pack.unpack_strips(parts, of.starts, x.dtype)
 
 
 def allows_tf32(linear: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Runs the Triton kernels of `strips` and `direct` under Triton's interpreter; prints their relative errors as JSON.
+"""Runs the Triton kernels of convolutions under Triton's interpreter; prints their relative errors as JSON.
 
 Started by test_convolutions_triton.py in a process of its own: TRITON_INTERPRET is read when triton is imported.
 """
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fedsparse.kernels import direct, strips
+from fedsparse.kernels import direct, strip_pack
+from fedsparse.kernels.direct_sample import direct_sample
+from fedsparse.kernels.strip_product import strip_product
+from fedsparse.kernels.strip_sample import strip_sample
+from fedsparse.kernels.strip_spread import strip_spread
 from spmm_interpreted import poison_new_tensors, relative_error
 from torch import Tensor
 
@@ -129,7 +133,7 @@ def errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
             direct.direct_transposed(values, *columns, gb, case.geometry, (case.H, case.W)),
             dx,
         ),
-        "direct sample": (direct.direct_sample(gb, xb, *rows, case.geometry), dv),
+        "direct sample": (direct_sample(gb, xb, *rows, case.geometry), dv),
     }
     return {name: error(case, out, wanted) for name, (out, wanted) in found.items()}
 
@@ -139,21 +143,21 @@ def of_strips(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The products of `strips`, with the packing before and after."""
     starts, cols, t_starts, t_taps = plan(Index.of(t), case.V, case.kernel[0] * case.kernel[1])
-    packed = strips.pack_strips(values, starts, case.V, values.dtype)
-    parts = strips.strip_sample(gb, xb, starts, cols, case.V, case.geometry, False)
-    product = lambda with_bias: strips.strip_product(  # noqa: E731
+    packed = strip_pack.pack_strips(values, starts, case.V, values.dtype)
+    parts = strip_sample(gb, xb, starts, cols, case.V, case.geometry, False)
+    product = lambda with_bias: strip_product(  # noqa: E731
         packed, starts, cols, xb, with_bias, case.geometry, case.size, False
     )
     dx = xb.new_empty(xb.shape)
     blocks = xb.shape[4]
     for weights, g, target in zip(packed, gb, dx, strict=True):
         for some, part in zip(g.split(1, 3), target.split(1, 3), strict=True):
-            spread = strips.strip_spread(weights, starts, some, blocks, False)
+            spread = strip_spread(weights, starts, some, blocks, False)
             direct.gather_entries(spread, t_starts, t_taps, case.geometry, part, blocks)
     return {
         "strip product": (product(None), wanted[0]) if case == CASES["full"] else (product(bias), wanted[1]),
         "strip spread": (dx, wanted[3]),
-        "strip sample": (strips.unpack_strips(parts, starts, values.dtype), wanted[2]),
+        "strip sample": (strip_pack.unpack_strips(parts, starts, values.dtype), wanted[2]),
     }
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of convolutions (`strips`, `direct`) against float64, in the interpreter."""
+"""The Triton kernels of convolutions against float64, in the interpreter."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from convolutions_interpreted import CASES, RUNS
-from fedsparse.kernels import strips
+from fedsparse.kernels.addresses import split
 
 # The interpreter takes a minute or two of a free core.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -45,7 +45,7 @@ def test_against_float64(interpreted: dict[str, dict[str, float]], name: str, dt
 @pytest.mark.parametrize("programs", [1, 7, 1000, 5000])
 def test_splits_cover_every_tile_once(tiles: int, programs: int) -> None:
     """The parts hold all tiles, no part is empty, and there are no more than fill a GPU."""
-    splits, steps = strips.split(tiles, programs)
+    splits, steps = split(tiles, programs)
     assert splits * steps >= tiles
     assert (splits - 1) * steps < tiles
     assert splits == 1 or splits * programs <= 2 * 1024

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from fedsparse.kernels import spmm
+from fedsparse.kernels.addresses import search_steps
 from spmm_interpreted import RUNS
 
 from benchmarks.gpu.machine_code import Code, MissingToolError, triton_code
@@ -56,7 +57,7 @@ def compile_spmm(operation: str, batch: int, dtype: str) -> Code:
     if operation == "sddmm":
         tile = spmm.tile("sample", batch)
         signature = {"g_t": pointer, "x_t": pointer, "indptr": "*i32", "cols": "*i32", "dvalues": pointer}
-        constants: dict[str, Any] = {"STEPS": spmm.search_steps(512)}
+        constants: dict[str, Any] = {"STEPS": search_steps(512)}
         kernel = spmm.csr_sample_kernel
         signature |= {"batch": count, "rows": count, "nnz": count}
     else:
@@ -72,5 +73,5 @@ def compile_spmm(operation: str, batch: int, dtype: str) -> Code:
 @pytest.mark.parametrize(("rows", "steps"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (512, 9), (513, 10)])
 def test_search_steps(rows: int, steps: int) -> None:
     """2 ** steps must reach `rows`, and one step fewer must not."""
-    assert spmm.search_steps(rows) == steps
+    assert search_steps(rows) == steps
     assert 2**steps >= rows > 2**steps // 2
