@@ -14,6 +14,7 @@ from fedsparse.kernels import (
     direct_sample,
     grow_scores,
     norm,
+    pack,
     spmm,
     strip_pack,
     strip_product,
@@ -257,6 +258,24 @@ def norm_kernels() -> Iterator[Listed]:
     )
 
 
+def activation_kernels() -> Iterator[Listed]:
+    """Packing and unpacking of activations."""
+    sizes, block = "run parts steps", {"BLOCK": 1024}
+    for kind, stored in (("fp32", "bf16"), ("fp32", "fp32"), ("bf16", "bf16"), ("fp64", "fp64")):
+        bits = {"BITS": 64 if kind == "fp64" else 32}
+        pointers = f"x:{kind} keys:i64 lefts:i32 firsts:i64 sames:i64 bits:u8 values:{stored}"
+        yield _listed(f"pack {kind} as {stored}", pack.pack_kernel, pointers, sizes, bits | block, 4)
+        pointers = f"bits:u8 values:{stored} firsts:i64 x:{kind}"
+        yield _listed(f"unpack {stored} as {kind}", pack.unpack_kernel, pointers, sizes, block, 4)
+        if kind == stored:
+            for name, kernel, pointers, more in (
+                ("count_digits", pack.count_digits_kernel, f"x:{kind} keys:i64 counts:i32", " shift"),
+                ("tally_magnitudes", pack.tally_magnitudes_kernel, f"x:{kind} keys:i64 above:i32 equal:i32", ""),
+            ):
+                yield _listed(f"{name} {kind}", kernel, pointers, sizes + more, bits | block, 4)
+    yield _listed("count_bits", pack.count_bits_kernel, "bits:u8 counts:i32", sizes, block, 4)
+
+
 def selection_kernels() -> Iterator[Listed]:
     """topk and growth."""
     parts, shares = "segments:i32 begins:i32 ends:i32 keys:i64", "above:i32 equal:i32"
@@ -297,5 +316,6 @@ def kernels() -> list[Listed]:
     makers = (
         *(strip_kernels, gathering_kernels, packing_kernels, direct_kernels, linear_kernels, norm_kernels),
         selection_kernels,
+        activation_kernels,
     )
     return [listed for maker in makers for listed in maker()]

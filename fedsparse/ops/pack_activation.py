@@ -13,7 +13,8 @@ No gradients: this is what a backward pass keeps, not a step of a forward pass.
 
     pack_images(x)         the same of x in blocks of images (`blocked`), each image a sample, one row of bits a block
 
-Back ends: cpu (C++: radix selection), dense and reference (torch, any device).
+Back ends: cpu (C++: by a sample and vector compares, or radix selection), triton (radix selection: the default on CUDA
+where triton is installed), dense and reference (torch, any device).
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import checked_backend
+from fedsparse.ops.backend import checked_backend, is_forced, runs_triton
 from fedsparse.ops.blocked import check_batch, check_blocked
 from fedsparse.ops.load import define, require_compiled
 
@@ -66,6 +67,7 @@ class PackedActivation:
     values: Tensor
     starts: Tensor
     shape: tuple[int, ...]
+    dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
@@ -73,16 +75,18 @@ class PackedActivation:
         return self.bits.nbytes + self.values.nbytes + self.starts.nbytes
 
     def unpack(self, first: int = 0, last: int | None = None) -> Tensor:
-        """The activation with zeros where nothing was kept; bfloat16 values come back as float32.
+        """The activation, in its own dtype, with zeros where nothing was kept.
 
         Of samples `first` to `last`, the end excluded, or of all.
         """
         last = self.shape[0] if last is None else last
         n = torch.Size(self.shape[1:]).numel()
-        begin, end = (int(self.starts[i]) for i in (first, last))
-        starts = self.starts[first : last + 1] - begin
-        unpacked = _BACKENDS[checked_backend("unpack_activation", _BACKENDS, self.values.device)][1]
-        return unpacked(self.bits[first:last], self.values[begin:end], starts, n).reshape(last - first, *self.shape[1:])
+        unpacked = _functions("unpack_activation", self.values.device)[1]
+        bits, values, starts = self.bits, self.values, self.starts
+        if (first, last) != (0, self.shape[0]):  # else no number is asked for, for which a GPU would be waited for
+            begin, end = (int(starts[i]) for i in (first, last))
+            bits, values, starts = bits[first:last], values[begin:end], starts[first : last + 1] - begin
+        return unpacked(bits, values, starts, n).to(self.dtype).reshape(last - first, *self.shape[1:])
 
 
 def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int | None = None) -> PackedActivation:
@@ -97,11 +101,10 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
         raise ValueError(f"pack_activation: x must be floats of shape [B, ...], not {x.dtype} {tuple(x.shape)}.")
     if not 0 < share <= 1:
         raise ValueError(f"pack_activation: share must be in (0, 1], not {share}.")
-    if bfloat16 and x.dtype != torch.float32:
+    if bfloat16 and x.dtype == torch.float64:
         raise ValueError(f"pack_activation: only float32 is stored as bfloat16, not {x.dtype}.")
-    backend = checked_backend("pack_activation", _BACKENDS, x.device)
-    if backend == "cpu":
-        require_compiled("cpu")
+    bfloat16 = bfloat16 and x.dtype == torch.float32
+    packed = _functions("pack_activation", x.device)[0]
     flat = x.detach().flatten(1)
     with torch.no_grad():
         if images is not None and share < 1:
@@ -110,8 +113,8 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
             count = _share(share, x.shape[1:4].numel())
             bits, values, starts = torch.ops.fedsparse.pack_images(x, images, count, bfloat16)
         else:
-            bits, values, starts = _BACKENDS[backend][0](flat, _share(share, flat.shape[1]), bfloat16)
-    return PackedActivation(bits, values, starts, tuple(x.shape))
+            bits, values, starts = packed(flat, _share(share, flat.shape[1]), bfloat16)
+    return PackedActivation(bits, values, starts, tuple(x.shape), x.dtype)
 
 
 def _share(share: float, entries: int) -> int:
@@ -140,6 +143,19 @@ def _reference_unpack(bits: Tensor, values: Tensor, starts: Tensor, n: int) -> T
     return x
 
 
+def _triton_pack(x: Tensor, count: int, bfloat16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    from fedsparse.kernels import pack
+
+    return pack.pack(x.contiguous(), count, torch.bfloat16 if bfloat16 else x.dtype)
+
+
+def _triton_unpack(bits: Tensor, values: Tensor, starts: Tensor, n: int) -> Tensor:
+    from fedsparse.kernels import pack
+
+    wide = torch.float32 if values.dtype == torch.bfloat16 else values.dtype
+    return pack.unpack(bits.contiguous(), values, starts, n, wide)
+
+
 def pack_bits(flags: Tensor) -> Tensor:
     """uint8 [B, ceil(n / 8)] of bool [B, n]; bit i % 8 of byte i // 8 is flag i."""
     padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.shape[1] % 8))
@@ -155,6 +171,18 @@ def unpack_bits(bits: Tensor, n: int) -> Tensor:
 
 _BACKENDS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
     "cpu": (torch.ops.fedsparse.pack_activation, torch.ops.fedsparse.unpack_activation),
+    "triton": (_triton_pack, _triton_unpack),
+    "condensed": (_triton_pack, _triton_unpack),
     "dense": (_reference_pack, _reference_unpack),
     "reference": (_reference_pack, _reference_unpack),
 }
+
+
+def _functions(op: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """Of the active back end: to pack, and to unpack."""
+    name = checked_backend(op, _BACKENDS, device)
+    if name == "cpu":
+        require_compiled("cpu")
+    if name == "dense" and not is_forced() and device.type == "cuda" and runs_triton(device):
+        name = "triton"
+    return _BACKENDS[name]
