@@ -34,6 +34,10 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma",
     "portable": "",
 }
+# What the sources in csrc/cpu/amx are compiled over: the instructions of matrix tiles, and their emulation.
+TILE_FLAGS = {"emulated": ""}
+if X86:
+    TILE_FLAGS["amx"] = f"-DFEDSPARSE_AMX -mamx-tile -mamx-bf16 {ISA_FLAGS['avx512']}"
 ISAS = list(ISA_FLAGS) if X86 else ["portable"]
 X86_FLAG = " -DFEDSPARSE_X86" if X86 else ""
 
@@ -118,6 +122,9 @@ class _Plan:
         for source in _sources("cpu/isa/*.cpp"):
             for isa in ISAS:
                 objects.append(self.compile("cxx", source, f"-Icsrc -DFEDSPARSE_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
+        for source in _sources("cpu/amx/*.cpp"):
+            for tiles, flags in TILE_FLAGS.items():
+                objects.append(self.compile("cxx", source, f"-Icsrc{X86_FLAG} {flags}", f".{tiles}"))
         self.edge("link", output, objects, f"{self.torch_link} -ltorch_cpu")
 
     def wire(self, output: str) -> None:

@@ -1,8 +1,9 @@
-// conv2d with x [blocks, C, H, W, lanes] and y [blocks, N, H', W', lanes].
+// conv2d with x [blocks, C, H, W, lanes] and y [blocks, N, H', W', lanes]; strips in bfloat16 too.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 
+#include "amx_conv2d.h"
 #include "conv_bands.h"
 
 namespace fedsparse {
@@ -31,7 +32,8 @@ Tensor blocked_conv2d(Tensor values_in, Tensor indptr, Tensor cols, int64_t gran
                       std::optional<Tensor> bias_in, std::vector<int64_t> kernel, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const char* op = "blocked_conv2d";
-  const Tensor values = checked_floats(op, "values", values_in, 1), x = checked_blocked(op, "x", x_in);
+  const Tensor values = checked_operand(op, "values", values_in, 1),
+               x = checked_blocked_operand(op, "x", x_in);
   require_same_type(op, "x", x, values);
   const Conv conv = checked_conv(op, x.size(0) * x.size(4), x.size(1), (indptr.numel() - 1) * granularity,
                                  {x.size(2), x.size(3)}, kernel, stride, padding, dilation);
@@ -39,12 +41,16 @@ Tensor blocked_conv2d(Tensor values_in, Tensor indptr, Tensor cols, int64_t gran
   require(values.size(0) == index.nnz, op, ": values must have ", index.nnz, " entries.");
   std::optional<Tensor> bias;
   if (bias_in) {
-    bias = checked_floats(op, "bias", *bias_in, 1);
+    bias = checked_operand(op, "bias", *bias_in, 1);
     require_same_type(op, "bias", *bias, values);
     require(bias->size(0) == conv.rows, op, ": bias must have ", conv.rows, " entries.");
   }
   Tensor y = torch::stable::new_empty(x, {x.size(0), conv.rows, conv.out.y, conv.out.x, x.size(4)});
   if (y.numel() == 0) return y;
+  if (is_bf16(x)) {
+    amx_forward(op, conv, index, values, bias, x, y);
+    return y;
+  }
   by_type(values, [&](auto zero) {
     using T = decltype(zero);
     forward<T>(conv, index, values, bias ? in_ptr<T>(*bias) : nullptr, x, y);

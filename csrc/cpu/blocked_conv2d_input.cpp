@@ -1,11 +1,12 @@
 // conv2d_input with gy [blocks, N, H', W', lanes] and dx [blocks, C, H, W, lanes].
 //
 // Strips scatter: a strip's gradients of one pixel, once loaded, serve all its columns.  Single weights
-// gather.
+// gather.  Strips in bfloat16 too.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 
+#include "amx_conv2d.h"
 #include "conv_bands.h"
 #include "scatter.h"
 
@@ -117,7 +118,8 @@ Tensor blocked_conv2d_input(Tensor values_in, Tensor indptr, Tensor cols, std::o
                             std::vector<int64_t> kernel, std::vector<int64_t> stride,
                             std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const char* op = "blocked_conv2d_input";
-  const Tensor values = checked_floats(op, "values", values_in, 1), gy = checked_blocked(op, "gy", gy_in);
+  const Tensor values = checked_operand(op, "values", values_in, 1),
+               gy = checked_blocked_operand(op, "gy", gy_in);
   require_same_type(op, "gy", gy, values);
   require(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
           ": size must be the height and width of the input.");
@@ -131,6 +133,10 @@ Tensor blocked_conv2d_input(Tensor values_in, Tensor indptr, Tensor cols, std::o
   require(conv.rows == rows.rows, op, ": gy must have ", rows.rows, " channels, not ", conv.rows, ".");
   Tensor dx = torch::stable::new_empty(gy, {gy.size(0), conv.channels, conv.in.y, conv.in.x, gy.size(4)});
   if (dx.numel() == 0) return dx;
+  if (is_bf16(gy)) {
+    amx_input_gradient(op, conv, rows, values, gy, dx);
+    return dx;
+  }
   by_type(values, [&](auto zero) {
     using T = decltype(zero);
     if (rows.strip > 1) return scatter_gradient<T>(conv, rows, values, gy, dx);

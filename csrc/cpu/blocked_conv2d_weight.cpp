@@ -1,19 +1,21 @@
 // conv2d_weight with gy [blocks, N, H', W', lanes] and x [blocks, C, H, W, lanes], of which the first `batch`
 // images are real.  blocked_conv2d_weight_ adds to a gradient: called with some blocks after others it gives
-// the bits of one call with all.
+// the bits of one call with all.  In bfloat16 there is only the whole gradient, of strips.
 #include <torch/csrc/stable/library.h>
 
+#include "amx_conv2d.h"
 #include "blocked_weight.h"
 
 namespace fedsparse {
 namespace {
 
-void blocked_conv2d_weight_(Tensor dvalues, Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in,
-                            Tensor x_in, int64_t batch, std::vector<int64_t> kernel,
-                            std::vector<int64_t> stride, std::vector<int64_t> padding,
-                            std::vector<int64_t> dilation) {
-  const char* op = "blocked_conv2d_weight";
-  const Tensor gy = checked_blocked(op, "gy", gy_in), x = checked_blocked(op, "x", x_in);
+constexpr const char* op = "blocked_conv2d_weight";
+
+// dvalues += the gradient, or in bfloat16 dvalues = the gradient.
+void add_gradient(Tensor dvalues, Tensor indptr, Tensor cols, int64_t granularity, Tensor gy_in, Tensor x_in,
+                  int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const Tensor gy = checked_blocked_operand(op, "gy", gy_in), x = checked_blocked_operand(op, "x", x_in);
   require_same_type(op, "x", x, gy);
   require_batch(op, x, batch);
   const Conv conv = checked_conv(op, batch, x.size(1), (indptr.numel() - 1) * granularity,
@@ -27,17 +29,25 @@ void blocked_conv2d_weight_(Tensor dvalues, Tensor indptr, Tensor cols, int64_t 
   require(dvalues.is_contiguous() && dvalues.numel() == index.nnz, op, ": dvalues must have ", index.nnz,
           " entries, one after the other.");
   if (index.nnz == 0 || gy.numel() == 0 || x.numel() == 0) return;
+  if (is_bf16(gy)) return amx_weight_gradient(op, conv, index, gy, x, dvalues);
   by_type(gy, [&](auto zero) {
     using T = decltype(zero);
     weight_gradient<T>(conv, index, gy, x, 0, out_ptr<T>(dvalues));
   });
 }
 
+void blocked_conv2d_weight_(Tensor dvalues, Tensor indptr, Tensor cols, int64_t granularity, Tensor gy,
+                            Tensor x, int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+                            std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  require(!is_bf16(gy), op, "_: sums of parts would be rounded to bfloat16; give float32 or float64.");
+  add_gradient(dvalues, indptr, cols, granularity, gy, x, batch, kernel, stride, padding, dilation);
+}
+
 Tensor blocked_conv2d_weight(Tensor indptr, Tensor cols, int64_t granularity, Tensor gy, Tensor x,
                              int64_t batch, std::vector<int64_t> kernel, std::vector<int64_t> stride,
                              std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const Tensor dvalues = torch::stable::new_zeros(gy, {cols.numel() * granularity});
-  blocked_conv2d_weight_(dvalues, indptr, cols, granularity, gy, x, batch, kernel, stride, padding, dilation);
+  add_gradient(dvalues, indptr, cols, granularity, gy, x, batch, kernel, stride, padding, dilation);
   return dvalues;
 }
 

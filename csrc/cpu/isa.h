@@ -12,6 +12,15 @@ namespace fedsparse {
 template <typename T>
 inline constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(T));
 
+// bfloat16: the upper half of a float's bits.  A line holds as many images as in fp32, in 32 bytes (amx.h).
+struct Bf16 {
+  uint16_t bits;
+};
+template <>
+inline constexpr int64_t kLanes<Bf16> = 16;
+template <>
+inline constexpr int64_t kLanes<const Bf16> = kLanes<Bf16>;
+
 // One active weight as the gather kernel reads it: where its input line lies, from the pixel's own address.
 template <typename T>
 struct Tap {

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import checked_backend, is_forced, runs_triton
+from fedsparse.ops.backend import checked_backend, has_kernels, is_forced, runs_triton
 from fedsparse.ops.index import Index
 from fedsparse.ops.load import require_compiled
 
@@ -199,11 +199,12 @@ def sampled(how: How, gy: Tensor, x: Tensor, index: Any) -> Tensor:
     return how.raw.sampled(Index(*index), gy, x, how.geometry)
 
 
-def backend_of(op: str, family: str, operand: Tensor) -> str:
+def backend_of(op: str, family: str, operand: Tensor, granularity: int = 1) -> str:
     """The back end of a family's op; "chosen" where each pass takes the faster of sparse kernels and dense torch.
 
-    The sparse kernels of the CPU know float32 and float64: half types (autocast) run on dense torch. "chosen on a GPU"
-    is for CUDA tensors where Triton is installed.
+    The sparse kernels of the CPU know float32 and float64; half types (autocast) run on dense torch, but for
+    convolutions in bfloat16 where there are matrix tiles for masks of that granularity. "chosen on a GPU" is for CUDA
+    tensors where Triton is installed.
     """
     name = checked_backend(op, FAMILIES[family], operand.device)
     if operand.is_cuda and name == "dense" and not is_forced() and not torch.compiler.is_compiling():
@@ -213,9 +214,10 @@ def backend_of(op: str, family: str, operand: Tensor) -> str:
     require_compiled("cpu")
     if is_forced():
         return name
-    if operand.dtype not in (torch.float32, torch.float64):
-        return "dense"
-    return name if torch.compiler.is_compiling() else "chosen"
+    whole = operand.dtype in (torch.float32, torch.float64)
+    if torch.compiler.is_compiling():
+        return name if whole else "dense"
+    return "chosen" if whole or (family == "conv2d" and has_kernels(operand.dtype, granularity)) else "dense"
 
 
 def autocast(*operands: Tensor | None) -> tuple[Any, ...]:

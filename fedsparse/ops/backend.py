@@ -1,6 +1,6 @@
 """Which back end runs an op: by device, or forced with `use_backend`.
 
-cpu        compiled C++ on blocked tensors (CPU tensors, float32 and float64)
+cpu        compiled C++ on blocked tensors (CPU tensors, float32 and float64; strips in bfloat16 on AMX: `amx`)
 dense      unpack into a scratch weight, then torch's dense op; gradient gathered (any device)
 triton     Triton kernels (CUDA tensors; with TRITON_INTERPRET=1, for tests, CPU tensors)
 condensed  the same with 16 rows at a time on tensor cores, for low densities of single weights
@@ -58,6 +58,13 @@ def runs_triton(device: torch.device) -> bool:
 def has_triton() -> bool:
     """Whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
+
+
+def has_kernels(dtype: torch.dtype, granularity: int) -> bool:
+    """Whether the CPU has sparse kernels of convolutions for that dtype and masks of that granularity."""
+    if dtype == torch.bfloat16:
+        return granularity % 16 == 0 and torch.ops.fedsparse.tiles() != "none"
+    return dtype in (torch.float32, torch.float64)
 
 
 def is_forced() -> bool:

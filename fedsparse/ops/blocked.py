@@ -1,15 +1,17 @@
 """Blocked tensors: images in blocks of as many as a 64-byte register holds, the images innermost.
 
-    to_blocked     x [B, C, H, W] -> [ceil(B / L), C, H, W, L], L = 16 in float32 and 8 in float64
+    to_blocked     x [B, C, H, W] -> [ceil(B / L), C, H, W, L], L = 16 in float32 and bfloat16, 8 in float64
     from_blocked   the way back, for the first B images
     blocked_sum    x [blocks, C, H, W, L] -> [C], the sum over the B true images and all pixels
 
     d to_blocked = from_blocked      d from_blocked = to_blocked
 
 The last block has lanes without an image. What stands there is unspecified: an op on blocked tensors works lane by
-lane, or takes B and leaves those lanes out, so that they never enter a result. CPU only (C++, float32 and float64).
+lane, or takes B and leaves those lanes out, so that they never enter a result. CPU only (C++, float32 and
+float64; layout and convolutions of strips in bfloat16 too).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 from fedsparse.ops.load import define, require_compiled
 
 LANES = {torch.float32: 16, torch.float64: 8}
+PRODUCT_LANES = LANES | {torch.bfloat16: 16}
+"""What the layout and the products of convolutions take."""
 
 define("to_blocked(Tensor x) -> Tensor")
 define("from_blocked(Tensor x, SymInt batch) -> Tensor")
@@ -27,7 +31,7 @@ define("blocked_sum(Tensor x, SymInt batch) -> Tensor")
 
 @torch.library.register_fake("fedsparse::to_blocked")
 def _(x: Tensor) -> Tensor:
-    lanes = LANES[x.dtype]
+    lanes = PRODUCT_LANES[x.dtype]
     return x.new_empty((x.shape[0] + lanes - 1) // lanes, *x.shape[1:], lanes)
 
 
@@ -43,7 +47,7 @@ def _(x: Tensor, batch: int) -> Tensor:
 
 def reference_to_blocked(x: Tensor) -> Tensor:
     """to_blocked by torch's own ops; zeros in the lanes without an image."""
-    lanes = LANES[x.dtype]
+    lanes = PRODUCT_LANES[x.dtype]
     padded = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -x.shape[0] % lanes))
     return padded.unflatten(0, (-1, lanes)).permute(0, 2, 3, 4, 1).contiguous()
 
@@ -89,10 +93,10 @@ class FromBlocked(torch.autograd.Function):
 
 def to_blocked(x: Tensor) -> Tensor:
     """x [B, C, H, W] -> [ceil(B / L), C, H, W, L], differentiable; ValueError for another dtype or device."""
-    if x.dtype not in LANES or x.device.type != "cpu" or x.dim() != 4:
+    if x.dtype not in PRODUCT_LANES or x.device.type != "cpu" or x.dim() != 4:
         raise ValueError(
-            f"to_blocked: x must be float32 or float64, on the CPU, with 4 dimensions, not {x.dtype} on {x.device} "
-            f"with {x.dim()}."
+            f"to_blocked: x must be float32, float64 or bfloat16, on the CPU, with 4 dimensions, not {x.dtype} on "
+            f"{x.device} with {x.dim()}."
         )
     require_compiled("cpu")
     return ToBlocked.apply(x)
@@ -100,18 +104,16 @@ def to_blocked(x: Tensor) -> Tensor:
 
 def from_blocked(x: Tensor, batch: int) -> Tensor:
     """x [blocks, C, H, W, L] -> [B, C, H, W], differentiable; ValueError for another shape."""
-    check_blocked("from_blocked", "x", x)
+    check_blocked("from_blocked", "x", x, PRODUCT_LANES)
     check_batch("from_blocked", x, batch)
     return FromBlocked.apply(x, batch)
 
 
-def check_blocked(op: str, name: str, x: Tensor) -> None:
-    """ValueError where x is no blocked tensor."""
-    if x.dtype not in LANES or x.device.type != "cpu" or x.dim() != 5 or x.shape[4] != LANES[x.dtype]:
-        raise ValueError(
-            f"{op}: {name} must be [blocks, C, H, W, 16] float32 or [blocks, C, H, W, 8] float64 on the CPU, not "
-            f"{tuple(x.shape)} {x.dtype} on {x.device}."
-        )
+def check_blocked(op: str, name: str, x: Tensor, lanes: Mapping[torch.dtype, int] = LANES) -> None:
+    """ValueError where x is no blocked tensor of one of these dtypes."""
+    if x.dtype not in lanes or x.device.type != "cpu" or x.dim() != 5 or x.shape[4] != lanes[x.dtype]:
+        kinds = " or ".join(f"[blocks, C, H, W, {n}] {str(t).removeprefix('torch.')}" for t, n in lanes.items())
+        raise ValueError(f"{op}: {name} must be {kinds} on the CPU, not {tuple(x.shape)} {x.dtype} on {x.device}.")
     require_compiled("cpu")
 
 

@@ -6,7 +6,8 @@
 
 Each runs in the layout, or leaves it for dense torch and enters it again, whichever `dispatch` says is faster, unless
 `use_backend("cpu")` is in force. Geometry as in `conv2d`. Kept for the backward: x and values. Once differentiable: a
-second derivative needs the ordinary layout. CPU only (C++, float32 and float64).
+second derivative needs the ordinary layout. CPU only (C++, float32 and float64; strips in bfloat16 on AMX: `amx`, else
+dense torch).
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ from fedsparse.ops.algebra import (
     output_size,
     products_of,
 )
-from fedsparse.ops.backend import is_forced
-from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked, reference_to_blocked
+from fedsparse.ops.backend import has_kernels, is_forced
+from fedsparse.ops.blocked import PRODUCT_LANES, check_batch, check_blocked
 from fedsparse.ops.conv2d import Size, pair
 from fedsparse.ops.index import Index
 from fedsparse.ops.kept import Kept, is_last, only_here, parts_of
@@ -86,14 +87,6 @@ def _(indptr: Tensor, cols: Tensor, granularity: int, gy: Tensor, x: Tensor, bat
     return gy.new_empty(cols.shape[0] * granularity)
 
 
-def reference_blocked_conv2d(
-    values: Tensor, index: Index, x: Tensor, bias: Tensor | None, batch: int, geometry: Geometry
-) -> Tensor:
-    """blocked_conv2d by the reference of conv2d."""
-    product = products_of("conv2d", "reference").product
-    return reference_to_blocked(product(values, index, reference_from_blocked(x, batch), bias, geometry))
-
-
 class Layer(NamedTuple):
     """What is constant in a call: topology, images of the batch, and geometry with the size of the input."""
 
@@ -106,6 +99,8 @@ class Layer(NamedTuple):
         within = _within(self.batch)
         if is_forced():
             return within
+        if not has_kernels(dtype, self.topology.granularity):
+            return _outside(self.batch)
         candidates = {"cpu": within, "dense": _outside(self.batch)}
         if dispatch.is_measuring():
             return dispatch.products("blocked_conv2d", candidates, self.batch)
@@ -202,6 +197,8 @@ def runs_in_parts(product: str, index: Index, x: Tensor, batch: int, geometry: G
     """
     if is_forced():
         return True
+    if not has_kernels(x.dtype, index.granularity):
+        return False
     where = (geometry[:4], (x.shape[2], x.shape[3]), batch, x.dtype)
     choice = dispatch.choose(dispatch.pass_of("blocked_conv2d", product, index, *where))
     return choice.name == "cpu" and not dispatch.is_measuring()
@@ -278,7 +275,7 @@ def blocked_conv2d(
     ValueError otherwise.
     """
     op = "blocked_conv2d"
-    check_blocked(op, "x", x)
+    check_blocked(op, "x", x, PRODUCT_LANES)
     check_batch(op, x, batch)
     if len(topology.shape) != 4:
         raise ValueError(f"{op}: the topology must have shape (N, C, kh, kw), not {topology.shape}.")

@@ -9,7 +9,7 @@
     d gy     = conv2d(values, du)  or conv2d(dv, x)
 
 H' = (H + 2 py - dy (kh - 1) - 1) // sy + 1, W' alike. Groups are not supported.
-Back ends: cpu (C++, float32 and float64), dense, triton, condensed, reference.
+Back ends: cpu (C++, float32 and float64; strips in bfloat16 on AMX), dense, triton, condensed, reference.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsparse.ops import algebra, condensed, dispatch, strips
+from fedsparse.ops import algebra, amx, condensed, dispatch, strips
 from fedsparse.ops.algebra import (
     FAMILIES,
     Geometry,
@@ -138,15 +138,21 @@ def _dense_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> T
 
 
 def _cpu_product(values: Tensor, index: Index, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        return amx.CONVOLUTIONS.product(values, index, x, bias, geometry)
     return torch.ops.fedsparse.conv2d(values, index.indptr, index.cols, index.granularity, x, bias, *geometry[:4])
 
 
 def _cpu_transposed(values: Tensor, index: Index, gy: Tensor, geometry: Geometry) -> Tensor:
+    if gy.dtype == torch.bfloat16:
+        return amx.CONVOLUTIONS.transposed(values, index, gy, geometry)
     *sizes, size = geometry
     return torch.ops.fedsparse.conv2d_input(values, *index, gy, size, *sizes)
 
 
 def _cpu_sampled(index: Index, gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        return amx.CONVOLUTIONS.sampled(index, gy, x, geometry)
     return torch.ops.fedsparse.conv2d_weight(index.indptr, index.cols, index.granularity, gy, x, *geometry[:4])
 
 
@@ -259,7 +265,7 @@ def _how(
         raise ValueError(f"{op}: the topology must have shape (N, C, kh, kw), not {topology.shape}.")
     if topology.device != operand.device:
         raise ValueError(f"{op}: the topology is on {topology.device}, the operands on {operand.device}.")
-    name = algebra.backend_of(op, "conv2d", operand)
+    name = algebra.backend_of(op, "conv2d", operand, topology.granularity)
     pairs = pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
     geometry = (topology.kernel, *pairs, size)
     if min(output_size(size, geometry)) < 1:

@@ -11,6 +11,7 @@ enter the blocked layout for dense torch) or "linear". Where no back end is forc
 
 Nothing is measured outside `measuring`, and the file is read once a process, so that processes started on the same file
 choose alike and bits do not depend on how busy the machine was; after a `measuring` they may differ from those before.
+No crossovers are shipped for bfloat16 on matrix tiles (`amx`), which nobody has measured: dense runs until measured.
 Lanes without an image cost as much as others: a batch that fills half of its lanes counts as twice as dense.
 
 On a GPU there are the Triton kernels, for single weights in two ways, and dense torch. No crossovers are shipped for
@@ -122,6 +123,8 @@ def choose(work: Pass) -> Choice:
 @lru_cache(4096)
 def _choose(work: Pass, file: Path | None, isa: str) -> Choice:
     times = known(file).get(work.key, {})
+    if work.dtype == torch.bfloat16:
+        return Choice(min(times, key=lambda name: times[name]) if times else "dense", times, None)
     limit = crossover(work)
     if times:
         return Choice(min(times, key=lambda name: times[name]), times, limit)
@@ -224,7 +227,14 @@ def _name_of(gpu: torch.device) -> str:
 
 def situation() -> tuple[Any, ...]:
     """What choices depend on beside the pass: equal while a choice stays as it is."""
-    return (_dense_allowed, _measured, torch.get_num_threads(), torch.ops.fedsparse.isa(), places())
+    return (
+        _dense_allowed,
+        _measured,
+        torch.get_num_threads(),
+        torch.ops.fedsparse.isa(),
+        torch.ops.fedsparse.tiles(),
+        places(),
+    )
 
 
 def is_measuring() -> bool:

@@ -18,6 +18,9 @@ for _schema in (
     "set_isa(str name) -> ()",
     "isa() -> str",
     "isas() -> str",
+    "set_tiles(str name) -> ()",
+    "tiles() -> str",
+    "tile_kinds() -> str",
     "build_info() -> str",
     "strip_rows(Tensor indptr, Tensor cols, int granularity) -> int",
 ):
@@ -53,4 +56,5 @@ def compiled() -> dict[str, object]:
         facts["instruction_sets"] = torch.ops.fedsparse.isas()
         facts["instruction_set_chosen"] = torch.ops.fedsparse.isa()
         facts["instruction_set_override"] = os.environ.get("FEDSPARSE_ISA") or "none"
+        facts["matrix_tiles"] = torch.ops.fedsparse.tiles()
     return facts

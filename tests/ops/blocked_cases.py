@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsparse.ops.blocked import LANES, reference_from_blocked, reference_to_blocked
+from fedsparse.ops.blocked import PRODUCT_LANES, reference_from_blocked, reference_to_blocked
 
 BATCHES = [
     pytest.param(1, id="one image"),
@@ -18,7 +18,7 @@ BATCHES = [
 def poisoned(x: Tensor) -> Tensor:
     """x [B, C, H, W] in blocks, with NaN in every lane that has no image."""
     blocks = reference_to_blocked(x.detach())
-    used = x.shape[0] % LANES[x.dtype]
+    used = x.shape[0] % PRODUCT_LANES[x.dtype]
     if used:
         blocks[-1, ..., used:] = float("nan")
     return blocks

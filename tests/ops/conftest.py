@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from op_cases import isas
+from op_cases import isas, tile_kinds
 
 import fedsparse.ops  # noqa: F401  (loads the libraries)
 
@@ -21,3 +21,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.ops.fedsparse.set_isa(request.param)
     yield request.param
     torch.ops.fedsparse.set_isa("")
+
+
+@pytest.fixture(params=tile_kinds())
+def tiles(request: pytest.FixtureRequest) -> Iterator[str]:
+    torch.ops.fedsparse.set_tiles(request.param)
+    yield request.param
+    torch.ops.fedsparse.set_tiles("")

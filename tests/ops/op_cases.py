@@ -193,6 +193,11 @@ def isas() -> list[str]:
     return torch.ops.fedsparse.isas().split(", ") if ops.compiled()["cpu_library"] else []
 
 
+def tile_kinds() -> list[str]:
+    """The matrix tiles that this machine runs."""
+    return torch.ops.fedsparse.tile_kinds().split(", ")[:-1] if ops.compiled()["cpu_library"] else []
+
+
 def peak_beyond(run: Callable[[], object]) -> int:
     """Bytes of CPU tensors that were alive at once while `run` ran, beyond those before; kernels' scratch included."""
     meter = _cpu_meter()

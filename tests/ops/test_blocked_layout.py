@@ -45,7 +45,7 @@ def test_no_images() -> None:
     ("call", "error", "words"),
     [
         (lambda: ops.to_blocked(torch.zeros(2, 3, 4)), ValueError, "4 dimensions"),
-        (lambda: ops.to_blocked(torch.zeros(2, 3, 4, 4).half()), ValueError, "float32 or float64"),
+        (lambda: ops.to_blocked(torch.zeros(2, 3, 4, 4).half()), ValueError, "float32, float64 or bfloat16"),
         (lambda: ops.from_blocked(torch.zeros(1, 3, 4, 4, 8), 3), ValueError, "16"),
         (lambda: ops.from_blocked(torch.zeros(1, 3, 4, 4, 16), 17), ValueError, "17 images"),
         (lambda: RAW.from_blocked(torch.zeros(1, 3, 4, 4, 16), 17), RuntimeError, "batch 17"),
