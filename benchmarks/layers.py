@@ -2,12 +2,13 @@
 
     python -m benchmarks.layers [--density 0.5 0.2 ...] [--layer 64x32] [--batch 64] [--threads 1] [--csv FILE]
 
-The layers are the 3x3 convolutions of ResNet-18's four stages. Ours: single weights ("sparse"), and strips of V output
-channels that share their columns ("sparse V16"), each in the blocked layout that a network stays in; "sparse, NCHW" is
-a single layer that converts on its way in and out. Rivals: dense fp32 torch (NCHW and channels_last), dense bf16
-channels_last, masked dense (weight and gradient multiplied by the mask), torch.sparse CSR on unfolded windows, and
-SparseProp where `--sparseprop FOLDER` has it (`pip install --no-deps --no-build-isolation --target FOLDER
-sparseprop==0.1.14`). fp32 unless named. Each result is compared with float64 before anything is timed.
+The layers are the 3x3 convolutions of ResNet-18's four stages. Ours: single weights ("sparse"), and strips of V
+output channels that share their columns ("sparse V16"), each in the blocked layout that a network stays in; "sparse,
+NCHW" is a single layer that converts on its way in and out; strips in bfloat16 ("sparse V16 bf16") where the CPU has
+AMX. Rivals: dense fp32 torch (NCHW and channels_last), dense bf16 channels_last, masked dense (weight and gradient
+multiplied by the mask), torch.sparse CSR on unfolded windows, and SparseProp where `--sparseprop FOLDER` has it (`pip
+install --no-deps --no-build-isolation --target FOLDER sparseprop==0.1.14`). fp32 unless named. Each result is
+compared with float64 before anything is timed.
 
 Contenders of a layer take turns, so that a busy machine is busy for all; times are medians, thread CPU time with one
 thread, wall time with more. Ratios are to the best dense fp32; below them the geometric mean over the layers, against
@@ -42,6 +43,9 @@ GOALS = {
     "sparse": dict(zip(DENSITIES, (1.1, 2.0, 3.5, 5.5, 9, 13))),
     "sparse V16": dict(zip(DENSITIES, (1.5, 3.5, 6.5, 11, 16, 20))),
 }
+BF16_GOALS = dict(zip(DENSITIES, (1.0, 1.8, 3, 4.5, 6, 8)))
+"""Of strips in bfloat16 over dense bfloat16."""
+STRIPS_BF16, DENSE_BF16 = "sparse V16 bf16", "dense bf16 channels_last"
 SPARSEPROP = "SparseProp 0.1.14"
 
 
@@ -130,17 +134,29 @@ def dense(o: Operands, layout: torch.memory_format, dtype: torch.dtype = torch.f
     }
 
 
-def check(o: Operands) -> None:
-    """AssertionError where a pass of ours is not the float64 result up to rounding."""
+def in_bf16(o: Operands) -> Operands:
+    """The operands rounded to bfloat16."""
+    return Operands(o.topology, o.values.bfloat16(), o.x.bfloat16(), o.gy.bfloat16())
+
+
+def strips_bf16() -> str | None:
+    """What strips in bfloat16 are called, or None where they do not run."""
+    tiles = torch.ops.fedsparse.tiles()
+    return {"amx": STRIPS_BF16, "none": None}.get(tiles, f"{STRIPS_BF16}, {tiles}")
+
+
+def check(o: Operands, layouts: tuple[bool, ...] = (False, True)) -> None:
+    """AssertionError where a pass of ours is not the float64 result up to rounding; layouts: blocked or not."""
+    limit = 2**-8 if o.x.dtype == torch.bfloat16 else 1e-5
     wide = Operands(o.topology, o.values.double(), o.x.double(), o.gy.double())
     expected = {name: call() for name, call in dense(wide, torch.contiguous_format, torch.float64).items()}
     expected["weight"] = o.topology.pack(expected["weight"])
-    for blocked in (False, True):
+    for blocked in layouts:
         for name, call in sparse(o, blocked).items():
             found = call()
             found = ops.from_blocked(found, o.x.shape[0]) if found.dim() == 5 else found
             error = float((found.double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-9))
-            assert error < 1e-5, f"{name} is wrong: relative error {error:.1e}"
+            assert error < limit, f"{name} is wrong: relative error {error:.1e}"
 
 
 def contenders(layer: str, densities: Iterable[float], batch: int, rivals: "Rivals") -> list[Contender]:
@@ -154,7 +170,7 @@ def contenders(layer: str, densities: Iterable[float], batch: int, rivals: "Riva
         Contender("masked dense fp32", dense(full, torch.contiguous_format, masked=True), None),
     ]
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        found.append(Contender("dense bf16 channels_last", dense(full, last, torch.bfloat16), None))
+        found.append(Contender(DENSE_BF16, dense(full, last, torch.bfloat16), None))
     for density in densities:
         single, strips = (operands(channels, size, batch, density, v) for v in (1, 16))
         check(single)
@@ -164,6 +180,10 @@ def contenders(layer: str, densities: Iterable[float], batch: int, rivals: "Riva
             Contender("sparse, NCHW", sparse(single, blocked=False), density),
             Contender("sparse V16", sparse(strips, blocked=True), density),
         ]
+        if name := strips_bf16():
+            half = in_bf16(strips)
+            check(half)
+            found.append(Contender(name, sparse(half, blocked=True), density))
         if density in rivals.slow:
             found.append(
                 Contender("torch.sparse CSR", csr(single.topology, single.values, single.x, single.gy), density)
@@ -227,6 +247,26 @@ def summary(rows: list[Row]) -> None:
         wins = [d for d in densities if means.get(d, 0) >= 1]
         start = f"  wins from {max(wins):.0%} down" if wins else "  never wins"
         print(f"{who:26}" + "".join(f"{cell:>15}" for cell in cells) + start)
+    bf16_summary(rows, densities)
+
+
+def bf16_summary(rows: list[Row], densities: list[float]) -> None:
+    """Strips in bfloat16 against dense bfloat16, where both ran."""
+    both = {
+        name: {(r["layer"], r["density"]): r["over_best_dense"] for r in rows if r["who"] == name}
+        for name in (STRIPS_BF16, DENSE_BF16)
+    }
+    if not all(both.values()):
+        return
+    print("\ngeometric mean over the layers, times as fast as dense bf16 channels_last (goal in brackets)")
+    cells = []
+    for density in densities:
+        ratios = [
+            ours / both[DENSE_BF16][layer, None] for (layer, d), ours in both[STRIPS_BF16].items() if d == density
+        ]
+        goal = f" ({BF16_GOALS[density]:g})" if density in BF16_GOALS else ""
+        cells.append(f"{math.prod(ratios) ** (1 / len(ratios)):.2f}{goal}")
+    print(f"{STRIPS_BF16:26}" + "".join(f"{cell:>15}" for cell in cells))
 
 
 def main() -> None:
@@ -242,7 +282,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(header(f"layers, batch {args.batch}"))
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print("dense bf16 channels_last: not measured (this processor has no bf16 instructions)")
+        print(f"{DENSE_BF16}: not measured: no AMX on this CPU, nor other bf16 instructions")
+    if strips_bf16() is None:
+        print(f"{STRIPS_BF16}: not measured: no AMX on this CPU")
     if args.sparseprop:
         sys.path.append(str(args.sparseprop))
     else:
