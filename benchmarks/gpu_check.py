@@ -81,9 +81,14 @@ def _measure(args: argparse.Namespace, device: str, out: Path) -> list[Row]:
             if section.name not in wanted:
                 continue
             left = end - time.monotonic()
-            _say(f"{section.heading} (at most {min(section.seconds, max(left, 0)):.0f} s)")
-            found += _section(runner, section, min(section.seconds, left))
+            _say(f"{section.heading} (at most {_allowed(args, section, left):.0f} s)")
+            found += _section(runner, section, _allowed(args, section, left))
     return found
+
+
+def _allowed(args: argparse.Namespace, section: plan.Section, left: float) -> float:
+    """Seconds for a section: its share, or where one alone was asked for, all that is left."""
+    return max(0.0, left if args.only == [section.name] else min(section.seconds, left))
 
 
 def _checks(runner: Runner, end: float) -> list[Row]:

@@ -84,7 +84,8 @@ class Train(Table):
     `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked. With
     `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums.
     `memory` "compact" keeps 2 bytes of indices an active weight where "fast" keeps 12, and sorts them in each backward
-    pass: the same bits.
+    pass: the same bits. `cuda_graph` "auto" records the step of methods that leave local training as it is, and a GPU
+    replays it.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
@@ -105,6 +106,7 @@ class Train(Table):
     dense_passes: bool = True
     memory_limit: Limit | None = None
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1
+    cuda_graph: Literal["off", "auto"] = "off"
 
 
 class Wire(Table):

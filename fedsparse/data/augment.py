@@ -5,6 +5,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """The numbers on that device; on the way to a GPU the host waits for nothing."""
+    if device.type == "cuda" and numbers.is_cpu:
+        return numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.to(device)
+
+
 def crop_flip(images: Tensor, generator: Generator) -> Tensor:
     """Crop at random from a black border of an eighth of the image, then flip left-right with chance 1/2.
 
@@ -23,7 +30,7 @@ def crop_flip(images: Tensor, generator: Generator) -> Tensor:
 
     def draw(choices: int) -> Tensor:
         picked = torch.randint(choices, (count,), generator=generator, device=generator.device)
-        return picked.to(images.device)
+        return sent(picked, images.device)
 
     top, left, flip = draw(2 * pad + 1), draw(2 * pad + 1), draw(2).bool()
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .augment import crop_flip
+from .augment import crop_flip, sent
 from .samples import DataError
 
 
@@ -99,7 +99,7 @@ class Dataset:
             float32 [b, channels, height, width] with (pixel / 255 - mean) / std, and int64 [b].
         """
         where = index if isinstance(index, Tensor) else torch.from_numpy(np.array(index, dtype=np.int64))
-        where = where.to(self.images.device)
+        where = sent(where, self.images.device)
         images = self.images.index_select(0, where)
         if augment is not None:
             images = crop_flip(images, augment)
@@ -108,6 +108,11 @@ class Dataset:
             # index_select made a copy, so that the product may be in place whatever the dtype.
             images = images.float().mul_(scale).add_(shift)
         return images, self.labels.index_select(0, where)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of images and labels."""
+        return self.images.nbytes + self.labels.nbytes
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same set with its tensors on a device; batches then come from there."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
+import torch
 from torch import Generator, Tensor
 
 
@@ -41,4 +42,13 @@ class Samples(Protocol):
 
     def batch(self, index: Tensor | np.ndarray, augment: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the samples at int [b]: targets int64 [b], or [b, context] for text."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same set with its tensors on a device; batches then come from there."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
         ...

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .augment import sent
 from .samples import DataError
 from .source import listing
 from .vocabulary import BYTES, BytePairs, Characters, Vocabulary
@@ -90,10 +91,15 @@ class Text:
         if augment is not None:
             raise DataError(f"{self.name} is text, which has no augmentation")
         where = index if isinstance(index, Tensor) else torch.from_numpy(np.array(index, dtype=np.int64))
-        starts = self.starts.index_select(0, where.to(self.starts.device))
+        starts = self.starts.index_select(0, sent(where, self.starts.device))
         steps = torch.arange(self.context + 1, device=starts.device)
         window = self.tokens[starts[:, None] + steps].long()
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tokens, starts and labels."""
+        return self.tokens.nbytes + self.starts.nbytes + self.labels.nbytes
 
     def to(self, device: torch.device | str) -> Text:
         """The same set with its tensors on a device; batches then come from there."""

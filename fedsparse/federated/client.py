@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from fedsparse.optim import SGD, Adam
 from fedsparse.topology import MEMORIES, Memory, Move, Topology
 from fedsparse.wire import Carrier, Section
 
+if TYPE_CHECKING:
+    from fedsparse.federated.recorded import RecordedSteps
+
 
 @dataclass(frozen=True)
 class Training:
@@ -34,7 +37,8 @@ class Training:
     layers' names (`nn.keep_activations`); None: as the method has it; dense_passes: whether passes run on dense torch
     where that is faster, which unpacks one layer's weight at a time; cohort: how many clients one process trains at
     once (see `cohort`), for methods that leave local training as it is; memory: how sparse layers keep their
-    indices, "fast" or "compact" (see `nn.sparsify`), the same bits.
+    indices, "fast" or "compact" (see `nn.sparsify`), the same bits; cuda_graph: with "auto" a GPU replays recorded
+    steps (see `recorded`) of methods that leave local training as it is.
     """
 
     rounds: int = 10
@@ -53,6 +57,7 @@ class Training:
     memory: Memory = "fast"
     dense_passes: bool = True
     cohort: int = 1
+    cuda_graph: Literal["off", "auto"] = "off"
     activations: Levels | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +65,7 @@ class Training:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
         words = (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam")), ("memory", MEMORIES))
+        words += (("cuda_graph", ("off", "auto")),)
         for name, choices in words:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
@@ -89,7 +95,7 @@ class Client:
     report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
     `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
     the model, their gradients added up. between: called before each minibatch; a rank that serves others attends to
-    them there.
+    them there. recorded: what replays steps, None where none are.
     """
 
     id: int
@@ -113,6 +119,7 @@ class Client:
     tensors: Tensors = field(init=False)
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
     between: Callable[[], None] = lambda: None
+    recorded: RecordedSteps | None = None
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self, found: Tensors | None, used: SGD | Adam | None) -> None:
@@ -223,6 +230,12 @@ def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tenso
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), total
 
 
+def _step(client: Client, method: Method, x: Tensor, y: Tensor) -> float | Tensor:
+    if client.recorded is not None:
+        return client.recorded.step(client, method, x, y)
+    return iterate(client, method, x, y)[1]
+
+
 def _number(loss: Tensor) -> float | Tensor:
     return loss.double() if loss.is_cuda else float(loss)
 
@@ -233,11 +246,13 @@ def train(client: Client, method: Method) -> None:
     with client.contexts:
         client.keep_activations(method)
         method.begin(client)
+        if client.recorded is not None:
+            client.recorded.begin(client)
         for epoch in range(client.training.epochs):
             losses: float | Tensor = 0.0
             seen = 0
             for x, y in client.batches(f"epoch {epoch}", client.training.augment):
-                _, loss = iterate(client, method, x, y)
+                loss = _step(client, method, x, y)
                 losses, seen = losses + loss * len(y), seen + len(y)
             client.loss = float(losses / seen)
             method.epoch_end(client, epoch)

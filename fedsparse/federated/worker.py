@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from fedsparse.data import Samples
 from fedsparse.federated import exchange, faults, mask_change
 from fedsparse.federated.client import Client, Training, train
-from fedsparse.federated.cohort import train_together
+from fedsparse.federated.cohort import admits, train_together
 from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import plan_for
+from fedsparse.federated.recorded import RecordedSteps
 from fedsparse.federated.seeds import derive
 from fedsparse.nn import SparseLayer, sparse_layers
 from fedsparse.nn.walk import Tensors
@@ -52,8 +53,13 @@ class Worker:
     _found: tuple[Tensors, SGD | Adam] | None = None
     _vectors: dict[str, Tensor] = field(default_factory=dict)
     _start: list[Tensor] = field(default_factory=list)
+    _recorded: RecordedSteps | None = None
 
     def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        if device.type == "cuda":
+            self.data = resident(self.data, device, torch.cuda.mem_get_info(device)[0])
+            self._recorded = RecordedSteps() if self.training.cuda_graph == "auto" and records(self) else None
         self._start = [counter.clone() for counter in Tensors.of(self.model).counters]
 
     def receive_mask(self, data: bytes | memoryview) -> None:
@@ -151,7 +157,8 @@ class Worker:
         if (plan := plan_for(id, received)) is not None:
             training, splits = plan.applied(training), plan.splits
         work = self.data, self.parts[id], training, self.wire, received, splits
-        return Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer, between=self.between)
+        helpers = {"found": tensors, "used": optimizer, "between": self.between, "recorded": self._recorded}
+        return Client(id, round, self.seed, self.model, *work, **helpers)
 
     def _at_start(self) -> tuple[Tensors, SGD | Adam]:
         """The model's tensors, under the masks that every client starts from, and an optimizer of them."""
@@ -166,3 +173,14 @@ class Worker:
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
             if layer.cols is not topology.cols:
                 layer.set_topology(topology)
+
+
+def records(worker: Worker) -> bool:
+    """Whether the steps of a worker's clients may be recorded: plain local training that keeps all activations."""
+    levels = worker.training.activations or worker.method.activations
+    return admits(worker.method) and levels == "dense" and worker.training.cohort == 1
+
+
+def resident(data: Samples, device: torch.device, free: int) -> Samples:
+    """The data set on the device where it takes at most a quarter of its free bytes, else where it is."""
+    return data.to(device) if 4 * data.nbytes <= free else data

@@ -123,6 +123,20 @@ def test_imports_neither_configuration_nor_what_a_gpu_machine_may_lack() -> None
     assert int(done.stdout) > 100
 
 
+def test_all_sections_and_the_tests_fit_into_the_time() -> None:
+    minutes = gpu_check._parse([]).minutes
+    assert plan.TEST_SECONDS + sum(each.seconds for each in plan.SECTIONS) <= 60 * minutes - gpu_check.RESERVE_SECONDS
+    for each in plan.SECTIONS:
+        assert each.cases()[0].seconds <= each.seconds, f"{each.name} has no time for its first case"
+
+
+def test_a_section_alone_may_take_all_that_is_left() -> None:
+    section = plan.section("selection")
+    assert gpu_check._allowed(gpu_check._parse(["--only", "selection"]), section, 400.0) == 400.0
+    assert gpu_check._allowed(gpu_check._parse(["--only", "selection", "norms"]), section, 400.0) == section.seconds
+    assert gpu_check._allowed(gpu_check._parse([]), section, -3.0) == 0.0
+
+
 def test_labels_are_unique_and_comparisons_exist() -> None:
     cases = [case for section in plan.SECTIONS for case in section.cases()]
     labels = [case.label for case in cases]
