@@ -188,7 +188,10 @@ def take_kernel(
 @lru_cache(maxsize=64)
 def _parts(sizes: tuple[int, ...], step: int, device: torch.device) -> tuple[Tensor, ...]:
     """int32: of each program its segment and where it begins; of each segment where it ends; its first program."""
-    segments, begins, ends, firsts, start = [], [], [], [0], 0
+    segments: list[int] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    firsts, start = [0], 0
     for i, size in enumerate(sizes):
         parts = range(start, start + size, step)
         segments += [i] * len(parts)

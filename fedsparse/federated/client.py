@@ -64,8 +64,10 @@ class Training:
         for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        words = (("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam")), ("memory", MEMORIES))
-        words += (("cuda_graph", ("off", "auto")),)
+        words: tuple[tuple[str, tuple[str, ...]], ...] = (
+            *(("lr_schedule", ("constant", "cosine")), ("optimizer", ("sgd", "adam"))),
+            *(("memory", MEMORIES), ("cuda_graph", ("off", "auto"))),
+        )
         for name, choices in words:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")

@@ -65,7 +65,7 @@ class RecordedSteps:
             client.training.proximal,
             *(t.data_ptr() for t in (*tensors.parameters, *tensors.buffers)),
         )
-        indices = [module.cols for module in tensors.modules if isinstance(module, SparseLayer)]
+        indices = [module.topology.cols for module in tensors.modules if isinstance(module, SparseLayer)]
         # Index arrays are held, so that no other can have their address.
         same = len(indices) == len(self._indices) and all(a is b for a, b in zip(indices, self._indices))
         if setting != self._setting or not same:

@@ -157,8 +157,9 @@ class Worker:
         if (plan := plan_for(id, received)) is not None:
             training, splits = plan.applied(training), plan.splits
         work = self.data, self.parts[id], training, self.wire, received, splits
-        helpers = {"found": tensors, "used": optimizer, "between": self.between, "recorded": self._recorded}
-        return Client(id, round, self.seed, self.model, *work, **helpers)
+        client = Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer, between=self.between)
+        client.recorded = self._recorded
+        return client
 
     def _at_start(self) -> tuple[Tensors, SGD | Adam]:
         """The model's tensors, under the masks that every client starts from, and an optimizer of them."""
