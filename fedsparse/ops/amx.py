@@ -4,6 +4,7 @@ Masks in which 16 or 32 consecutive output channels share their columns (granula
 products of [16][32] x [32][16] bfloat16 numbers with float32 sums; results are rounded once, to nearest. The tiles
 ("amx") are those of the processor, or an emulation of the instructions in plain C++ ("emulated", slow, for tests: their
 arithmetic is that of the operation section of TDPBF16PS in Intel's Software Developer's Manual, volume 2).
+Numbers below 2^-126, operands and sums, count as zero.
 `FEDSPARSE_TILES` or `torch.ops.fedsparse.set_tiles` names one of them or "none"; unset, AMX where the processor has it.
 
     tile_multiply(a [16, K], b [K / 2, 16, 2], c [16, 16]) -> c + a b, one tile product: K even, 2 to 32, a and b

@@ -227,14 +227,7 @@ def _name_of(gpu: torch.device) -> str:
 
 def situation() -> tuple[Any, ...]:
     """What choices depend on beside the pass: equal while a choice stays as it is."""
-    return (
-        _dense_allowed,
-        _measured,
-        torch.get_num_threads(),
-        torch.ops.fedsparse.isa(),
-        torch.ops.fedsparse.tiles(),
-        places(),
-    )
+    return (_dense_allowed, _measured, torch.get_num_threads(), torch.ops.fedsparse.isa(), places())
 
 
 def is_measuring() -> bool:
