@@ -29,10 +29,10 @@ class Case:
     """A convolution of `clients` clients with B images each; V = 1 for single weights."""
 
     N: int = 32
-    C: int = 5
+    C: int = 3
     B: int = 3
-    H: int = 5
-    W: int = 4
+    H: int = 4
+    W: int = 3
     kernel: Pair = (3, 3)
     stride: Pair = (1, 1)
     padding: Pair = (1, 1)

@@ -1,18 +1,12 @@
 """The Triton kernels of convolutions against float64, in the interpreter."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
 from convolutions_interpreted import CASES, RUNS
 from fedsparse.kernels.addresses import split
+from interpreted import run
 
 # The interpreter takes a minute or two of a free core.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -22,13 +16,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 6e-
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
-    script = Path(__file__).with_name("convolutions_interpreted.py")
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run("convolutions_interpreted.py", timeout=800)
 
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS)

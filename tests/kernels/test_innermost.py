@@ -1,27 +1,17 @@
 """A residual network whose activations keep their images innermost: no copy between layers, the same numbers."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
+from interpreted import run
+
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
-    script = Path(__file__).with_name("innermost_interpreted.py")
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run("innermost_interpreted.py")
 
 
 def test_output_gradients_and_statistics(interpreted: dict[str, Any]) -> None:

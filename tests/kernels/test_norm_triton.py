@@ -1,17 +1,11 @@
 """Batch norm of images that stand innermost, in the interpreter, against torch's in float64."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from interpreted import run
 from norm_interpreted import CASES, innermost
 
 from fedsparse.ops.innermost_norm import stands_innermost
@@ -22,13 +16,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
-    script = Path(__file__).with_name("norm_interpreted.py")
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run("norm_interpreted.py")
 
 
 @pytest.mark.parametrize("name", CASES)

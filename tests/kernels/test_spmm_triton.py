@@ -1,13 +1,7 @@
 """The Triton kernels of spmm without a GPU: numbers from the interpreter, resources from a compile."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -15,6 +9,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 from fedsparse.kernels import spmm
 from fedsparse.kernels.addresses import search_steps
+from interpreted import run
 from spmm_interpreted import RUNS
 
 from benchmarks.gpu.machine_code import Code, MissingToolError, triton_code
@@ -25,13 +20,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 6e-
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
-    script = Path(__file__).with_name("spmm_interpreted.py")
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run("spmm_interpreted.py")
 
 
 @pytest.mark.parametrize(("shape", "dtype"), RUNS)

@@ -1,18 +1,14 @@
 """conv2d and spmm with `use_backend("triton")` and "condensed": outputs, every gradient, and clients in one launch, interpreted."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from triton_ops_interpreted import RUNS
+from interpreted import run
+from triton_ops_interpreted import ALL
 
 from fedsparse.ops import condensed, strips
 from fedsparse.ops.index import Index
@@ -21,19 +17,15 @@ from fedsparse.topology import Topology
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("triton's interpreter fails on loops with run-time bounds under numpy >= 2.4")
-    script = Path(__file__).with_name("triton_ops_interpreted.py")
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run("triton_ops_interpreted.py")
 
 
-@pytest.mark.parametrize("clients", ["one client", "two clients in one launch"])
-@pytest.mark.parametrize(("name", "backend"), RUNS)
-def test_against_the_reference(interpreted: dict[str, dict[str, float]], name: str, backend: str, clients: str) -> None:
-    found = interpreted[f"{name}/{backend}/{clients != 'one client'}"]
+@pytest.mark.parametrize(("name", "backend", "together"), ALL)
+def test_against_the_reference(
+    interpreted: dict[str, dict[str, float]], name: str, backend: str, together: bool
+) -> None:
+    """One client, or two in one launch."""
+    found = interpreted[f"{name}/{backend}/{together}"]
     assert set(found) == {"y", "values", "x", "bias"}
     for what, error in found.items():
         assert error <= 1e-6, f"{what}: {error:.2e}"
