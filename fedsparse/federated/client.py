@@ -162,12 +162,12 @@ class Client:
             if len(batch) > 1 or start == 0 or size == 1:
                 self.between()
                 x, y = self.data.batch(batch, noise)
-                yield x.to(device), y.to(device)
+                yield (x, y) if x.device == device else (x.to(device), y.to(device))
 
     def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A minibatch in pieces of at most ceil(B / splits) samples, whose sizes differ by one at most."""
         most = -(-self.training.batch_size // self.splits)
-        count = -(-len(y) // most)
+        count = -(-y.shape[0] // most)
         return list(zip(x.tensor_split(count), y.tensor_split(count))) if count > 1 else [(x, y)]
 
     def change_mask(self, layer: SparseLayer, topology: Topology) -> None:
@@ -216,15 +216,15 @@ def iterate(client: Client, method: Method, x: Tensor, y: Tensor) -> tuple[Tenso
     client.drop_gradients()
     outputs: list[Tensor] = []
     total: float | Tensor = 0.0
-    pieces = client.pieces(x, y)
-    for inputs, targets in pieces:
+    size = y.shape[0]
+    for inputs, targets in client.pieces(x, y):
         output = client.model(inputs)
         loss = method.loss(client, output, targets)
-        share = len(targets) / len(y)
+        share = targets.shape[0] / size
         (loss if share == 1 else loss * share).backward()
         # A graph that is alive remembers the sizes of its leaves, which a mask change changes.
         outputs.append(output.detach())
-        total += share * _number(loss.detach())
+        total += share * _number(loss)
         del output, loss
     client.pull_to_anchor()
     method.step(client)
@@ -239,7 +239,7 @@ def _step(client: Client, method: Method, x: Tensor, y: Tensor) -> float | Tenso
 
 
 def _number(loss: Tensor) -> float | Tensor:
-    return loss.double() if loss.is_cuda else float(loss)
+    return loss.detach().double() if loss.is_cuda else loss.item()
 
 
 def train(client: Client, method: Method) -> None:
@@ -254,8 +254,8 @@ def train(client: Client, method: Method) -> None:
             losses: float | Tensor = 0.0
             seen = 0
             for x, y in client.batches(f"epoch {epoch}", client.training.augment):
-                loss = _step(client, method, x, y)
-                losses, seen = losses + loss * len(y), seen + len(y)
+                loss, size = _step(client, method, x, y), y.shape[0]
+                losses, seen = losses + loss * size, seen + size
             client.loss = float(losses / seen)
             method.epoch_end(client, epoch)
     client.drop_gradients()

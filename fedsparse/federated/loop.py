@@ -76,6 +76,7 @@ class Loop:
         self.opening: Record = {"bytes_down": 0, "bytes_up": 0, "seconds": 0.0, "peak_bytes": 0, "rejected": []}
         self.opening["accuracy"] = None
         self._trained = False
+        self._counted = (-1, 0)  # version of the masks, multiply-adds
         self._rejected: list[Record] = []
         self._dropped: list[Record] = []
         self._asked: list[Done] = []
@@ -114,7 +115,7 @@ class Loop:
         self.down += len(message) * len(asked)
         for done in self.workers.work(Tag.PERFORM, asked, task):
             self.opening["peak_bytes"] = max(self.opening["peak_bytes"], done.peak)
-            self._asked.append(replace(done, answer=None))
+            self._asked.append(done._replace(answer=None))
             self._accept(total, done, task, 0, expect)
         if not total.clients:
             raise RunError(f"no client performed {task}: {(self._rejected + self._dropped)[-1]['reason']}")
@@ -140,7 +141,7 @@ class Loop:
             self._accept(total, done, "report", t, expect)
             if done.answer is not None:
                 # Kept, the answers of all clients would be in memory together.
-                finished.append(Done(done.client, None, seconds=done.seconds, peak=done.peak))
+                finished.append(done._replace(answer=None))
             self.teller.tell(self._status(t, len(finished) + len(self._dropped), len(sampled)))
         self._check_quorum(t, len(total.clients), len(sampled))
         faults.reach("update", t)
@@ -248,7 +249,10 @@ class Loop:
             raise StoppedError(sentence) if self._dropped else RunError(sentence)
 
     def _macs(self) -> int:
-        return multiply_adds(self.server.model, self.server.input_shape, self.server.input_dtype)
+        server = self.server
+        if self._counted[0] != server.mask_version:
+            self._counted = server.mask_version, multiply_adds(server.model, server.input_shape, server.input_dtype)
+        return self._counted[1]
 
     def _samples(self, clients: Sequence[int]) -> int:
         return sum(self.server.samples[id] for id in clients)

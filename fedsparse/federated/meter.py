@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -32,15 +31,25 @@ class Peak:
         """Forget the highest figure."""
         self.bytes = 0
 
-    @contextmanager
-    def measure(self, model: nn.Module | Tensors) -> Iterator[None]:
-        """Count what is alive in the context beyond what was at its start, plus the model's own tensors."""
+    def measure(self, model: nn.Module | Tensors) -> Measuring:
+        """A context: count what is alive in it beyond what was at its start, plus the model's own tensors."""
         tensors = Tensors.of(model)
-        held, counter = tensors.nbytes, Counter(tensors.parameters[0].device)
-        counter.reset()
-        before = counter.live()
-        yield
-        self.bytes = max(self.bytes, held + counter.peak() - before)
+        return Measuring(self, tensors.nbytes, Counter(tensors.parameters[0].device))
+
+
+class Measuring:
+    """What `Peak.measure` gives; what ends in an exception is not counted."""
+
+    def __init__(self, peak: Peak, held: int, counter: Counter) -> None:
+        self._peak, self._held, self._counter = peak, held, counter
+
+    def __enter__(self) -> None:
+        self._counter.reset()
+        self._before = self._counter.live()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._peak.bytes = max(self._peak.bytes, self._held + self._counter.peak() - self._before)
 
 
 class Counter:

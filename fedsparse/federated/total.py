@@ -31,7 +31,7 @@ class Total:
     accepted: int = 0
     clients: list[int] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
-    _dense: dict[str, Tensor] = field(default_factory=dict)
+    _dense: dict[str, Array] = field(default_factory=dict)
     _pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masked: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Total:
 
     def mean(self, name: str) -> Tensor:
         """The weighted mean sum p_k x_k over the accepted clients: float32, the section's shape."""
-        return self._real(self._dense[name])
+        return self._real(torch.from_numpy(self._dense[name]))
 
     def pairs(self, name: str) -> tuple[Tensor, Tensor]:
         """(sorted indices int64 [u], sum p_k x_k float32 [u] or [u, width]) over what any client sent; missing = 0."""
@@ -78,8 +78,8 @@ class Total:
 
     def _add_values(self, name: str, section: Values, share: float) -> None:
         if name not in self._dense:
-            self._dense[name] = torch.zeros(section.array.shape, dtype=torch.int64)
-        fixed_point.add(self._dense[name].numpy(), _floats(section), share * SCALE)
+            self._dense[name] = torch.zeros(section.array.shape, dtype=torch.int64).numpy()
+        fixed_point.add(self._dense[name], _floats(section), share * SCALE)
 
     def _add_masked(self, name: str, section: Masked, share: float) -> None:
         fixed = _fixed(_floats(section), share)

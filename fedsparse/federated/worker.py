@@ -5,8 +5,7 @@ The worker sees bytes only, as a process on another machine would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedsparse.federated.meter import Peak
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import plan_for
 from fedsparse.federated.recorded import RecordedSteps
-from fedsparse.federated.seeds import derive
+from fedsparse.federated.seeds import Draws, derive
 from fedsparse.nn import SparseLayer, sparse_layers
 from fedsparse.nn.walk import Tensors
 from fedsparse.optim import SGD, Adam
@@ -85,10 +84,13 @@ class Worker:
 
     def train(self, id: int) -> bytes:
         """Run one client's round and return its encoded report; `peak` tells the memory that it took."""
-        with self._working("train", id) as client:
+
+        def act(client: Client) -> bytes:
             faults.reach("train", client.round)
             train(client, self.method)
             return self._report(client)
+
+        return self._work("train", id, 0, act)
 
     def train_together(self, ids: Sequence[int]) -> list[bytes]:
         """As `train` of each, all at once (see `cohort`)."""
@@ -113,36 +115,27 @@ class Worker:
         message = self.asked
         if message is None:
             raise RuntimeError(f"task {task} was ordered before its message came")
-        with self._working(task, id, message.round) as client:
+
+        def act(client: Client) -> bytes:
             self._found = None  # since a task may exchange layers
             sections: Sections = getattr(self.method, task)(client, message.sections)
-        facts = np.array([client.samples, client.loss], dtype=np.float64)
-        return encode(task, message.round, id, {"facts": Values(facts), **sections})
+            facts = np.array([client.samples, client.loss], dtype=np.float64)
+            return encode(task, message.round, id, {"facts": Values(facts), **sections})
 
-    @contextmanager
-    def _working(self, purpose: str, id: int, round: int = 0) -> Iterator[Client]:
-        """A client at its start; what it takes is measured, and its optimizer's state is gone when it is done."""
+        return self._work(task, id, message.round, act)
+
+    def _work(self, purpose: str, id: int, round: int, act: Callable[[Client], bytes]) -> bytes:
+        """Do it with a client at its start; what it takes is measured, and the optimizer's state is gone after it."""
         tensors, optimizer = self._at_start()
         with self.peak.measure(tensors), self._draws_of(purpose, id):
             try:
-                yield self._client(id, round)
+                return act(self._client(id, round))
             finally:
                 optimizer.state.clear()
 
-    @contextmanager
-    def _draws_of(self, purpose: str, id: int) -> Iterator[None]:
-        """Draws that name no generator, as dropout's, come from (round, client, purpose), whoever worked before."""
+    def _draws_of(self, purpose: str, id: int) -> Draws:
         round = 0 if self.weights is None else self.weights.round
-        seed, generator = derive(self.seed, f"{purpose}/torch", round, id), torch.default_generator
-        before = generator.get_state()
-        # torch.manual_seed would note a stack trace at each call for a CUDA that never starts.
-        generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        try:
-            yield
-        finally:
-            generator.set_state(before)
+        return Draws(derive(self.seed, f"{purpose}/torch", round, id))
 
     def _client(self, id: int, round: int = 0) -> Client:
         tensors, optimizer = self._at_start()

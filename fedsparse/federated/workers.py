@@ -6,9 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fedsparse.federated.worker import Worker
 
@@ -17,8 +16,7 @@ Incident = dict[str, Any]
 log = logging.getLogger("fedsparse")
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """One client's work: its encoded answer, or the sentence that says why there is none.
 
     seconds: wall time on the worker. peak: the worker's peak bytes.

@@ -143,7 +143,7 @@ def _values(layout: Layout, data: Array) -> tuple[Array, str]:
     """(values in their own type, name of the type that carried them); fresh memory, aligned."""
     assert layout.dtype is not None
     assert layout.wire is not None
-    values = np.frombuffer(data, dtype=layout.wire.numpy).copy()
+    values = data.view(layout.wire.numpy).copy()
     if layout.width is not None:
         values = values.reshape(layout.count, layout.width)
     return convert(values, layout.wire, layout.dtype), layout.wire.wire

@@ -103,7 +103,7 @@ def loop_with(attack: Attack | None, rule: str = "mean", method: object = None) 
             elif attack is None:
                 yield Done(BAD, None, "withheld")
             else:
-                yield replace(done, answer=attack(done.answer, past))
+                yield done._replace(answer=attack(done.answer, past))
 
     loop.workers.work = spoiled  # type: ignore[method-assign]
     loop.open()

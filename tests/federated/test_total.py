@@ -87,6 +87,6 @@ def test_any_order_gives_the_same_bits() -> None:
 
 def test_no_mean_without_a_report() -> None:
     total = Total(declared=4)
-    total._dense["x"] = torch.zeros(1, dtype=torch.int64)
+    total._dense["x"] = np.zeros(1, dtype=np.int64)
     with pytest.raises(ValueError, match="no report"):
         total.mean("x")
