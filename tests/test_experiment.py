@@ -41,6 +41,24 @@ def test_the_seed_draws_model_and_split() -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(first.parts, other.parts))
 
 
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"aggregation": {"rule": "krum"}}, "aggregation.rule 'krum' needs single reports"),
+        ({"aggregation": {"norm_bound": 5.0}}, "aggregation.norm_bound compares reports with rank 0's weights"),
+        ({"failures": {"round_deadline": 9}}, "a rank at work beyond failures.round_deadline cannot send its sum"),
+    ],
+)
+def test_sums_on_the_ranks_are_refused_where_single_reports_are_needed(
+    tables: dict[str, dict[str, Any]], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        experiment(ranks={"sums": "local"}, **tables)
+    assert str(error.value) == f"ranks.sums is 'local', but {sentence}"
+    assert experiment(ranks={"sums": "local"}).sums == "local"
+    assert experiment(**tables).sums == "server"
+
+
 def test_the_tables_reach_the_experiment() -> None:
     made = experiment(
         name="trial",

@@ -22,6 +22,7 @@ from fedsparse.config.sentences import ConfigError, unknown
 from fedsparse.data import DataError, Dataset, Samples, Text
 from fedsparse.federated import Checkpoints, Experiment, Failures, Training
 from fedsparse.federated.cohort import admits
+from fedsparse.federated.experiment import check_sums
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import keep_activations, parse_levels
@@ -37,6 +38,12 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
     Raises ConfigError for what cannot work, with one sentence.
     """
     check_names(config)
+    failures = Failures(**config.failures.model_dump(exclude_none=True))
+    aggregation = Aggregation(**config.aggregation.model_dump())
+    try:
+        check_sums(config.ranks.sums, aggregation, failures)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     limits = limits_of(config.train.memory_limit, config.partition.clients)
     train, test = load_data(config) if splits is None else splits
     check_sizes(config, train)
@@ -54,15 +61,16 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         training=Training(**config.train.model_dump(exclude=NOT_LOCAL), augment=config.data.augment),
         seed=config.seed,
         wire=config.wire.values,
-        aggregation=Aggregation(**config.aggregation.model_dump()),
+        aggregation=aggregation,
         public=public if len(public) else None,
         pretrain_epochs=config.train.pretrain_epochs,
         name=config.name,
         labels={"model": config.model.name, "dataset": config.data.name},
-        failures=Failures(**config.failures.model_dump(exclude_none=True)),
+        failures=failures,
         checkpoints=Checkpoints(**config.checkpoints.model_dump()),
         memory_limits=limits,
         server_works=config.ranks.server_works,
+        sums=config.ranks.sums,
     )
 
 

@@ -140,9 +140,12 @@ class Ranks(Table):
     """`[ranks]`: `server_works` says whether rank 0 of an MPI job trains clients too.
 
     Left out, it does in a job of at most 8 ranks where those of its host have a core for each thread, or a GPU each.
+    `sums`: "server" has every report judged and added on rank 0, "local" on the rank that trained the client, which
+    then sends one sum a round; the same bits.
     """
 
     server_works: bool | None = None
+    sums: Literal["server", "local"] = "server"
 
 
 class Checkpoints(Table):

@@ -19,6 +19,7 @@ from fedsparse.federated.client import Training
 from fedsparse.federated.meter import live_bytes
 from fedsparse.federated.method import Method
 from fedsparse.federated.robust import Aggregation
+from fedsparse.federated.server import Server
 from fedsparse.federated.worker import Worker
 from fedsparse.wire import Carrier
 
@@ -74,6 +75,8 @@ class Experiment:
     of model and dataset). aggregation: how the reports of a round become one. memory_limits: bytes that each client may
     take in a round, by client; how it trains is chosen so that it takes less (see `budget`). server_works: whether rank
     0 of an MPI job trains clients too (None: where there is room for it, see `federated.ranks`); it decides no number.
+    sums: whether the reports of an MPI job are judged and added on rank 0, or each rank adds those of its own clients
+    and sends one sum a round (see `local_sums`); the same bits.
     """
 
     model: nn.Module
@@ -93,12 +96,42 @@ class Experiment:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     memory_limits: Sequence[int] | None = None
     server_works: bool | None = None
+    sums: Literal["server", "local"] = "server"
 
     def __post_init__(self) -> None:
+        check_sums(self.sums, self.aggregation, self.failures)
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
         if self.memory_limits is not None and self.training.cohort > 1:
             raise ValueError(f"clients have memory limits, but training.cohort is {self.training.cohort}")
+
+
+def check_sums(sums: str, aggregation: Aggregation, failures: Failures) -> None:
+    """Refuse (ValueError) local sums where single reports, or rank 0's own weights, are needed."""
+    if sums == "server":
+        return
+    if aggregation.rule != "mean":
+        raise ValueError(f"ranks.sums is 'local', but aggregation.rule {aggregation.rule!r} needs single reports")
+    if aggregation.norm_bound is not None:
+        raise ValueError("ranks.sums is 'local', but aggregation.norm_bound compares reports with rank 0's weights")
+    if math.isfinite(failures.round_deadline):
+        raise ValueError("ranks.sums is 'local', but a rank at work beyond failures.round_deadline cannot send its sum")
+
+
+def server_of(experiment: Experiment, model: nn.Module, names: list[str]) -> Server:
+    """The server's state at its start; `names` of the layers of `model` that masks are made for."""
+    sample, _ = experiment.train.batch(np.array([0]))
+    return Server(
+        model,
+        experiment.seed,
+        names,
+        experiment.method.granularity,
+        tuple(sample.shape[1:]),
+        [len(part) for part in experiment.parts],
+        input_dtype=sample.dtype,
+        training=experiment.training,
+        wire=experiment.wire,
+    )
 
 
 def worker_of(experiment: Experiment) -> Worker:

@@ -1,6 +1,6 @@
 """Faults on purpose: FEDSPARSE_FAULT=rank:round:point:kind makes one process fail at one point of one round, once.
 
-Several are separated by commas. Points, in the order in which a round passes them; the first three on whoever works,
+Several are separated by commas. Points, in the order in which a round passes them; the first four on whoever works,
 the others on rank 0:
 
 | point | when |
@@ -8,6 +8,7 @@ the others on rank 0:
 | train | before a client trains |
 | report | when its report is encoded; the kinds that spoil it spoil it here |
 | answer | when a rank sends the report |
+| sum | when a rank that sums itself sends its sum |
 | open | during what precedes round 0, before the method's probe |
 | send | before the weights are sent |
 | update | after the last report, before the method's update |
@@ -39,7 +40,20 @@ from fedsparse.comm.mpi import world_rank
 from fedsparse.wire import Section, Values, decode, encode
 
 VARIABLE = "FEDSPARSE_FAULT"
-POINTS = ("train", "report", "answer", "open", "send", "update", "record", "line", "tensors", "manifest", "prune")
+POINTS = (
+    "train",
+    "report",
+    "answer",
+    "sum",
+    "open",
+    "send",
+    "update",
+    "record",
+    "line",
+    "tensors",
+    "manifest",
+    "prune",
+)
 ACTS = ("kill", "stop", "raise", "exit0", "leave0", "slow", "full")
 SPOILS = ("garbage", "nan", "wrong-shape", "stale", "duplicate")
 _FORM = re.compile(rf"(\d+):(-?\d+):({'|'.join(POINTS)}):({'|'.join((*ACTS, *SPOILS))})(?:(?<=:slow)=(\d+\.?\d*))?")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsparse.federated.experiment import Experiment
 from fedsparse.federated.method import Method
 
-FREE = ("name", "labels", "failures", "checkpoints", "server_works")
+FREE = ("name", "labels", "failures", "checkpoints", "server_works", "sums")
 """Fields of an experiment that a resumed run may change: they decide no number of a run that nothing disturbs."""
 
 

@@ -9,28 +9,29 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from fedsparse.federated import checkpoint, coordinates, faults, mask_change
+from fedsparse.federated import checkpoint, faults, mask_change
+from fedsparse.federated.admission import admit
 from fedsparse.federated.budget import Budget
 from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
 from fedsparse.federated.errors import RunError, StoppedError
-from fedsparse.federated.experiment import Experiment, worker_of
+from fedsparse.federated.experiment import Experiment, server_of, worker_of
 from fedsparse.federated.meter import Peak, live_bytes, multiply_adds
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import Plan, section_of
 from fedsparse.federated.result import Record, mean_of, perplexity, result_of
 from fedsparse.federated.seeds import numpy_generator
-from fedsparse.federated.server import Server, evaluate
+from fedsparse.federated.server import evaluate
 from fedsparse.federated.status import Status, Teller
 from fedsparse.federated.total import Total
-from fedsparse.federated.validate import UpdateError, judge
-from fedsparse.federated.workers import Done, LocalWorkers, Tag, Workers
+from fedsparse.federated.validate import UpdateError
+from fedsparse.federated.workers import Done, LocalWorkers, RankSum, Tag, Workers
 from fedsparse.wire import Bitmap, Spec, encode
 
 SERVER = -1
@@ -51,22 +52,9 @@ class Loop:
         live_bytes()  # whatever is made from here on is counted
         model = method.prepare(copy.deepcopy(experiment.model))
         names = method.prunes(model)
-        sample, target = experiment.train.batch(np.array([0]))
-        shape = tuple(sample.shape[1:])
-        self.dense_macs = multiply_adds(model, shape, sample.dtype)
-        self.text = target.dim() > 1
-        samples = [len(part) for part in experiment.parts]
-        self.server = Server(
-            model,
-            experiment.seed,
-            names,
-            method.granularity,
-            shape,
-            samples,
-            input_dtype=sample.dtype,
-            training=experiment.training,
-            wire=experiment.wire,
-        )
+        self.server = server_of(experiment, model, names)
+        self.dense_macs = multiply_adds(model, self.server.input_shape, self.server.input_dtype)
+        self.text = experiment.train.batch(np.array([0]))[1].dim() > 1
         self.workers = LocalWorkers(worker_of(experiment)) if workers is None else workers(experiment)
         self.updating = Peak()
         self.budget = Budget(experiment)
@@ -114,6 +102,7 @@ class Loop:
         self.workers.send(Tag.TASK, message)
         self.down += len(message) * len(asked)
         for done in self.workers.work(Tag.PERFORM, asked, task):
+            assert isinstance(done, Done)
             self.opening["peak_bytes"] = max(self.opening["peak_bytes"], done.peak)
             self._asked.append(done._replace(answer=None))
             self._accept(total, done, task, 0, expect)
@@ -135,20 +124,25 @@ class Loop:
         self.teller.tell(self._status(t, 0, len(sampled)))
         expect = self.experiment.method.expect(self.server, t)
         total = self.experiment.aggregation.total(self._samples(sampled))
-        finished: list[Done] = []
+        finished: dict[int, Done] = {}
         until = time.monotonic() + self.experiment.failures.round_deadline
         for done in self.workers.work(Tag.TRAIN, sampled, "", t, until):
+            if isinstance(done, RankSum):
+                total.merge(done.sections)
+                continue
             self._accept(total, done, "report", t, expect)
-            if done.answer is not None:
+            finished.pop(done.client, None)
+            if not done.failed:
                 # Kept, the answers of all clients would be in memory together.
-                finished.append(done._replace(answer=None))
+                finished[done.client] = done._replace(answer=None)
             self.teller.tell(self._status(t, len(finished) + len(self._dropped), len(sampled)))
+        self._count_judged(total, finished.values())
         self._check_quorum(t, len(total.clients), len(sampled))
         faults.reach("update", t)
         with self.updating.measure(self.server.model):
             self.experiment.method.update(self.server, total, t)
         seconds = time.perf_counter() - start
-        return self._record(t, total, finished, seconds, before)
+        return self._record(t, total, list(finished.values()), seconds, before)
 
     def state(self) -> tuple[dict[str, Tensor], Facts]:
         """What a checkpoint holds beside the records: tensors, and facts that JSON holds."""
@@ -211,20 +205,30 @@ class Loop:
 
     def _accept(self, total: Total, done: Done, kind: str, t: int, expect: Mapping[str, Spec]) -> None:
         id, report = done.client, done.answer
-        if report is None:
+        if done.failed:
             self._dropped.append({"client": id, "reason": done.error})
+        if report is None:
             return
         self.up += len(report)
+        bound = self.experiment.aggregation.norm_bound
         try:
-            facts, sent = judge(report, kind, t, id, self.server.samples[id], expect)
-            sections = self.experiment.method.digest(self.server, sent, t)
-            if self.experiment.aggregation.norm_bound is not None and kind == "report":
-                coordinates.check_norm(self.server, sections, self.experiment.aggregation.norm_bound)
+            facts, sections = admit(self.server, self.experiment.method, report, kind, t, id, expect, bound)
         except UpdateError as reason:
             self._rejected.append({"client": id, "reason": str(reason)})
             return
         total.losses[id] = facts.loss
         total.add(id, facts.samples, sections)
+
+    def _count_judged(self, total: Total, finished: Iterable[Done]) -> None:
+        """Of reports that ranks judged and added: what rank 0 says of its own at once."""
+        for client, verdict in sorted((done.client, done.verdict) for done in finished if done.verdict is not None):
+            self.up += verdict.nbytes
+            if verdict.refused:
+                self._rejected.append({"client": client, "reason": verdict.refused})
+                continue
+            total.losses[client] = verdict.loss
+            total.accepted += verdict.samples
+            total.clients.append(client)
 
     def _status(self, t: int, done: int, asked: int) -> Status:
         last = self.records[-1] if self.records else {}

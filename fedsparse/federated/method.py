@@ -18,6 +18,9 @@ A method is a frozen dataclass of hyper-parameters. Its state is explicit: the s
 | digest(server, sections, t) | server, each accepted report before it is summed: derive sections that add |
 | update(server, total, t) | server: new weights and masks from the sum of reports |
 
+With `[ranks] sums = "local"` the ranks call `expect` and `digest` too: `server` then has the masks, the weights as they
+were sent, samples, seed and training, but no `state`.
+
 Why these suffice, method by method (a dash: FedAvg's):
 
 | | start, probe | on the client | report and expect | update |

@@ -9,39 +9,19 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from fedsparse.comm.mpi import Link, Received
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
+from fedsparse.federated.jobs import NOBODY, Job, Order
+from fedsparse.federated.local_sums import Verdict
 from fedsparse.federated.scheduling import Pace
 from fedsparse.federated.worker import Worker
 from fedsparse.federated.worker_rank import ANSWER, ORDER
-from fedsparse.federated.workers import Done, Incident, Tag, carry_out, deliver
+from fedsparse.federated.workers import Done, Incident, RankSum, Tag, carry_out, deliver
+from fedsparse.wire import Values, WireError, decode
 
 log = logging.getLogger("fedsparse")
-
-
-@dataclass
-class Order:
-    """What a rank is at: a client, since when (monotonic seconds), and whether its answer is still wanted."""
-
-    number: int
-    client: int
-    task: str
-    since: float
-    wanted: bool = True
-
-
-@dataclass
-class Job:
-    """What `work` was asked for; waiting: clients that nobody is at, those with the most samples last."""
-
-    kind: Tag
-    waiting: list[int]
-    task: str
-    round: int
-    until: float
 
 
 class OutOfTimeError(Exception):
@@ -64,7 +44,9 @@ class MPIWorkers:
         failures: Failures,
         own: Worker | None = None,
         startup: float = 300.0,
+        local_sums: bool = False,
     ) -> None:
+        self.local_sums = local_sums
         self.own = own
         if own is not None:
             own.between = self._attend
@@ -77,7 +59,7 @@ class MPIWorkers:
         self._numbers = itertools.count(time.time_ns())
         self._incidents: list[Incident] = []
         self._told: set[int] = set()
-        self._arrived: deque[Done] = deque()
+        self._arrived: deque[Done | RankSum] = deque()
         self._job = Job(Tag.TRAIN, [], "", 0, math.inf)
 
     @property
@@ -94,17 +76,20 @@ class MPIWorkers:
 
     def work(
         self, kind: Tag, clients: Sequence[int], task: str = "", round: int = 0, until: float = math.inf
-    ) -> Iterator[Done]:
-        """Hand out the clients until all have come back, or have been left out."""
+    ) -> Iterator[Done | RankSum]:
+        """Hand out the clients until all have come back, or have been left out; then have the ranks' sums."""
         waiting = sorted(clients, key=lambda id: (self.samples[id], -id))
         self._job = Job(kind, waiting, task, round, until)
-        while waiting or self._arrived or any(order.wanted for order in self.orders.values()):
+        if self.local_sums and kind is Tag.TRAIN:
+            self._job.declared = sum(self.samples[id] for id in clients)
+        while waiting or self._arrived or self._job.summed or any(order.wanted for order in self.orders.values()):
             if self._arrived:
                 yield self._arrived.popleft()
             elif time.monotonic() > until:
                 yield from self._leave_out(waiting)
                 return
             elif not self._work_too():
+                self._ask_for_sums()
                 self._look(min(0.5, max(0.0, until - time.monotonic())))
 
     def incidents(self) -> list[Incident]:
@@ -186,9 +171,21 @@ class MPIWorkers:
                 continue
             order = self._next_for(rank)
             if order is not None:
-                words = ORDER.pack(order.number, order.client, job.round) + job.task.encode()
-                self.link.send(rank, job.kind, words)
-                self.orders[rank] = order
+                self._give(rank, job.kind, order)
+
+    def _give(self, rank: int, kind: Tag, order: Order) -> None:
+        job = self._job
+        words = ORDER.pack(order.number, order.client, job.round, job.declared, job.confirmed.get(rank, 0))
+        self.link.send(rank, kind, words + job.task.encode())
+        self.orders[rank] = order
+
+    def _ask_for_sums(self) -> None:
+        """Once no client is left to train: those ranks that have something to send."""
+        if self._job.waiting or any(order.wanted and order.client != NOBODY for order in self.orders.values()):
+            return
+        for rank in self._job.summed:
+            if rank not in self.orders and rank not in self.link.lost:
+                self._give(rank, Tag.SUM, Order(next(self._numbers), NOBODY, "", time.monotonic()))
 
     def _next_for(self, rank: int) -> Order | None:
         """Take a waiting client for an idle rank; None where the others do better without it."""
@@ -198,6 +195,7 @@ class MPIWorkers:
         busy = {
             other: order.since + self.paces[order.task].expected(other, self.samples[order.client]) - now
             for other, order in self.orders.items()
+            if order.client != NOBODY
         }
         at = self.paces[job.task].choose(rank, [self.samples[id] for id in job.waiting], busy)
         return None if at is None else Order(next(self._numbers), job.waiting.pop(at), job.task, now)
@@ -212,7 +210,7 @@ class MPIWorkers:
             if rank in self.ready and rank not in self.orders:
                 self.link.send(rank, Tag.WAIT, b"")
 
-    def _take(self, message: Received) -> Done | None:
+    def _take(self, message: Received) -> Done | RankSum | None:
         """What a message from a rank amounts to; None where it answers no order that is still wanted."""
         rank, data = message.source, message.data
         if message.tag == Tag.HELLO:
@@ -226,6 +224,8 @@ class MPIWorkers:
             self._report(rank, client if readable else None, "sent an answer that was not asked for, or sent it twice")
             return None
         del self.orders[rank]
+        if order.client == NOBODY:
+            return self._take_sum(rank, data[ANSWER.size :])
         if not order.wanted:
             self._report(
                 rank, order.client, f"answered too late, {time.monotonic() - order.since:.1f} s after the order"
@@ -234,15 +234,37 @@ class MPIWorkers:
         if not readable or client != order.client:
             return Done(order.client, None, f"rank {rank} sent an answer that cannot be read")
         rest = data[ANSWER.size :]
-        if message.tag != Tag.ANSWER:
+        if message.tag == Tag.ERROR:
             return Done(client, None, bytes(rest).decode(errors="replace"))
         self.paces[order.task].note(rank, self.samples[client], seconds)
-        return Done(client, rest, "", seconds, peak)
+        if message.tag == Tag.ANSWER:
+            return Done(client, rest, "", seconds, peak)
+        verdict = Verdict.unpack(rest)
+        if verdict is None:
+            return Done(client, None, f"rank {rank} sent an answer that cannot be read")
+        if not verdict.refused:
+            self._job.confirmed[rank] = number
+            self._job.summed.setdefault(rank, []).append(client)
+        return Done(client, None, "", seconds, peak, verdict)
+
+    def _take_sum(self, rank: int, data: memoryview) -> RankSum | None:
+        """A rank's sum; one that cannot be read costs the rank, and others train its clients again."""
+        try:
+            sections = decode(data).sections
+            clients = sections.pop("clients")
+            if not isinstance(clients, Values) or clients.array.tolist() != self._job.summed[rank]:
+                raise WireError(f"it is not that of clients {self._job.summed[rank]}")
+        except (WireError, KeyError) as error:
+            self._report(rank, None, f"sent a sum that cannot be used: {error}")
+            self.link.give_up(rank)
+            return None
+        del self._job.summed[rank]
+        return RankSum(sections)
 
     def _leave_out(self, waiting: list[int]) -> Iterator[Done]:
         """Give up, for this round, the clients that are not done; ranks at work for them are heard out later."""
         for order in self.orders.values():
-            if order.wanted:
+            if order.wanted and order.client != NOBODY:
                 order.wanted = False
                 waiting.append(order.client)
         for client in sorted(waiting):
@@ -260,13 +282,16 @@ class MPIWorkers:
             order = self.orders.pop(rank, None)
             silent = order is not None and now > order.since + limit
             why = f"lost: silent for over {limit:g} s" if silent else "lost: its process ended"
-            self._report(rank, None if order is None else order.client, why)
-            if order is None or not order.wanted:
-                continue
-            if self.failures.lost_clients == "leave out":
-                yield Done(order.client, None, f"its rank {rank} was lost")
-            else:
-                bisect.insort(waiting, order.client, key=lambda id: (self.samples[id], -id))
+            clients = self._job.summed.pop(rank, [])
+            why += f"; with it the sum of clients {', '.join(map(str, clients))}" if clients else ""
+            self._report(rank, None if order is None or order.client == NOBODY else order.client, why)
+            if order is not None and order.wanted and order.client != NOBODY:
+                clients.append(order.client)
+            for client in clients:
+                if self.failures.lost_clients == "leave out":
+                    yield Done(client, None, f"its rank {rank} was lost")
+                else:
+                    bisect.insort(waiting, client, key=lambda id: (self.samples[id], -id))
 
     def _report(self, rank: int, client: int | None, reason: str) -> None:
         self._incidents.append({"rank": rank, "client": client, "reason": reason})

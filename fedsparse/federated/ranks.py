@@ -14,7 +14,8 @@ import torch
 
 from fedsparse.comm.mpi import Link, local_size, survives_lost_ranks
 from fedsparse.federated.checkpoint import Checkpoint
-from fedsparse.federated.experiment import Experiment, worker_of
+from fedsparse.federated.experiment import Experiment, server_of, worker_of
+from fedsparse.federated.local_sums import LocalSum
 from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.result import Record
 from fedsparse.federated.running import run
@@ -49,11 +50,14 @@ def run_on_ranks(
     try:
         if link.rank:
             with dense_passes(experiment.training.dense_passes):
-                serve(link, worker_of(experiment), experiment.failures.patience)
+                worker = worker_of(experiment)
+                view = server_of(experiment, worker.model, worker.names)
+                sums = LocalSum(worker, view) if experiment.sums == "local" else None
+                serve(link, worker, experiment.failures.patience, sums)
             return None
         samples = [len(part) for part in experiment.parts]
         own = worker_of(experiment) if server_works(experiment, link.size, local_size()) else None
-        workers = MPIWorkers(link, samples, experiment.failures, own)
+        workers = MPIWorkers(link, samples, experiment.failures, own, local_sums=experiment.sums == "local")
         return run(experiment, out, on_round, lambda _: workers, start, on_status)
     except BaseException:
         atexit.register(link.fail)

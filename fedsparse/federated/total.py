@@ -53,6 +53,27 @@ class Total:
         self.accepted += samples
         self.clients.append(client)
 
+    def sections(self) -> dict[str, Section]:
+        """The sums as sections of a message, for another total to `merge`: int64, and the clients that are in them."""
+        clients: dict[str, Section] = {"clients": Values(np.array(self.clients, dtype=np.int64))}
+        dense = {f"dense/{name}": Values(sums) for name, sums in self._dense.items()}
+        kinds = {"pairs": self._pairs, "masked": self._masked}
+        sparse = {f"{kind}/{name}": _indexed(*sums) for kind, held in kinds.items() for name, sums in held.items()}
+        return clients | dense | sparse
+
+    def merge(self, sections: Mapping[str, Section]) -> None:
+        """Add the sums that `sections` of another total of the same round gave; who is in them, the caller counts."""
+        for key, section in sections.items():
+            kind, _, name = key.partition("/")
+            if kind == "dense" and isinstance(section, Values):
+                if name in self._dense:
+                    self._dense[name] += section.array
+                else:
+                    self._dense[name] = section.array
+            elif isinstance(section, Pairs):
+                held = {"pairs": self._pairs, "masked": self._masked}[kind]
+                self._merge(held, name, torch.from_numpy(section.indices), section.tensor())
+
     def mean(self, name: str) -> Tensor:
         """The weighted mean sum p_k x_k over the accepted clients: float32, the section's shape."""
         return self._real(torch.from_numpy(self._dense[name]))
@@ -103,6 +124,10 @@ class Total:
                 fixed.index_add_(0, old, there)
                 indices = merged
         sums[name] = (indices, fixed)
+
+
+def _indexed(indices: Tensor, sums: Tensor) -> Pairs:
+    return Pairs(indices, sums, int(indices[-1]) + 1 if len(indices) else 0)
 
 
 def _floats(section: Values | Masked) -> Array:

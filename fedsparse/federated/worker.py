@@ -65,7 +65,7 @@ class Worker:
         """Take the masks of a `mask` message, or their change."""
         sections = decode(data).sections
         if "base" in sections:
-            self._return_to_common_mask()
+            self.return_to_common_mask()
             sections = {"mask": Bitmap(mask_change.apply(exchange.mask_bits(self.model), sections))}
         exchange.load(self.model, sections, self.names, self.method.granularity, self.training.memory)
         self.common = [(layer, layer.topology) for layer in sparse_layers(self.model).values()]
@@ -156,13 +156,14 @@ class Worker:
 
     def _at_start(self) -> tuple[Tensors, SGD | Adam]:
         """The model's tensors, under the masks that every client starts from, and an optimizer of them."""
-        self._return_to_common_mask()
+        self.return_to_common_mask()
         if self._found is None:
             tensors = Tensors.of(self.model)
             self._found = tensors, self.training.make_optimizer(tensors.parameters, 0)
         return self._found
 
-    def _return_to_common_mask(self) -> None:
+    def return_to_common_mask(self) -> None:
+        """Give the model the masks that every client of the round starts from."""
         for layer, topology in self.common:
             # Topologies share the layer's own arrays, so a mask that no client changed is recognised at once.
             if layer.cols is not topology.cols:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
+from fedsparse.federated.local_sums import Verdict
+from fedsparse.federated.method import Sections
 from fedsparse.federated.worker import Worker
 
 Incident = dict[str, Any]
@@ -19,7 +21,8 @@ log = logging.getLogger("fedsparse")
 class Done(NamedTuple):
     """One client's work: its encoded answer, or the sentence that says why there is none.
 
-    seconds: wall time on the worker. peak: the worker's peak bytes.
+    seconds: wall time on the worker. peak: the worker's peak bytes. verdict: in place of an answer, where the rank
+    sums itself.
     """
 
     client: int
@@ -27,6 +30,18 @@ class Done(NamedTuple):
     error: str = ""
     seconds: float = 0.0
     peak: int = 0
+    verdict: Verdict | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client gave neither answer nor verdict."""
+        return self.answer is None and self.verdict is None
+
+
+class RankSum(NamedTuple):
+    """What a rank added up of its own clients (`Total.sections`)."""
+
+    sections: Sections
 
 
 class Workers(Protocol):
@@ -37,10 +52,12 @@ class Workers(Protocol):
 
     def work(
         self, kind: Tag, clients: Sequence[int], task: str = "", round: int = 0, until: float = math.inf
-    ) -> Iterator[Done]:
-        """Train (or perform the task) for each client once; every client comes back exactly once.
+    ) -> Iterator[Done | RankSum]:
+        """Train (or perform the task) for each client; every client comes back once.
 
-        until: the monotonic second after which no answer is used any more.
+        Where ranks sum up themselves (training only), clients whose verdicts came come back again, and then count as
+        this says, if their rank is lost with its sum. until: the monotonic second after which no answer is used any
+        more.
         """
 
     def incidents(self) -> list[Incident]:
@@ -66,6 +83,8 @@ class Tag(IntEnum):
     HELLO = 8
     STOP = 9
     WAIT = 10
+    VERDICT = 11
+    SUM = 12
 
 
 class LocalWorkers:

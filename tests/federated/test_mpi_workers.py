@@ -6,6 +6,7 @@ import struct
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from kill_program import experiment
@@ -14,11 +15,13 @@ from fedsparse.comm.mpi import Link, Received
 from fedsparse.federated import mpi_workers, worker_rank
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
+from fedsparse.federated.local_sums import Verdict
 from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.ranks import server_works
-from fedsparse.federated.worker_rank import serve
+from fedsparse.federated.worker_rank import ORDER, serve
 from fedsparse.federated.workers import Done, Tag
 from fedsparse.methods import FedAvg
+from fedsparse.wire import Values, encode
 
 
 class Scripted(Link):
@@ -59,7 +62,7 @@ class Busy(Scripted):
     def send(self, to: int, tag: int, data: bytes) -> None:
         super().send(to, tag, data)
         if tag == Tag.TRAIN:
-            number, client, _ = struct.unpack("<qqq", data)
+            number, client, *_ = ORDER.unpack(data)
             answer = struct.pack("<qqdq", number, client, 1.3, 7) + b"report"
             self.answer = Received(to, Tag.ANSWER, memoryview(answer))
             self.due = time.monotonic() + 1.3
@@ -98,7 +101,7 @@ def test_a_worker_counts_the_servers_silence_from_the_end_of_its_own_work(monkey
         return Done(3, b"report")
 
     monkeypatch.setattr(worker_rank, "carry_out", long_work)
-    link = AsWorker((0, Tag.TRAIN, struct.pack("<qqq", 1, 3, 0)), (0, Tag.WAIT, b""), (0, Tag.STOP, b""))
+    link = AsWorker((0, Tag.TRAIN, ORDER.pack(1, 3, 0, 0, 0)), (0, Tag.WAIT, b""), (0, Tag.STOP, b""))
     serve(link, None, 0.3)  # type: ignore[arg-type]
     assert link.sent == [(0, Tag.HELLO), (0, Tag.ANSWER), (0, Tag.STOP)]
 
@@ -131,6 +134,60 @@ class Own:
     receive_mask = receive_task = receive_weights
 
 
+class Summing(Scripted):
+    """Its ranks train and judge at once, and send the sums of the clients that are confirmed; rank 1 sends `bad`."""
+
+    bad: bytes
+
+    def __init__(self) -> None:
+        super().__init__((1, Tag.HELLO, b"elsewhere 1"), (2, Tag.HELLO, b"elsewhere 1"))
+        self.held: dict[int, list[int]] = {1: [], 2: []}
+        self.last: dict[int, tuple[int, int]] = {}
+
+    def send(self, to: int, tag: int, data: bytes) -> None:
+        super().send(to, tag, data)
+        number, client, _, declared, confirmed = ORDER.unpack(data)
+        assert declared == 10
+        if to in self.last:
+            assert confirmed == self.last[to][0]
+            self.held[to].append(self.last.pop(to)[1])
+        if tag == Tag.TRAIN:
+            self.last[to] = number, client
+            rest = Verdict(100, 5, 0.5).pack()
+        else:
+            rest = self.bad if to == 1 else of_clients(*self.held[to])
+            self.held[to] = []
+        answer = struct.pack("<qqdq", number, client, 1.0, 7) + rest
+        self.messages.append(Received(to, Tag.VERDICT if tag == Tag.TRAIN else Tag.SUM, memoryview(answer)))
+
+
+def of_clients(*clients: int) -> bytes:
+    return encode("sum", 0, 2, {"clients": Values(np.array(clients, dtype=np.int64))})
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"), [(b"?", "too short"), (of_clients(1), "not that of clients [0]")], ids=["garbage", "others"]
+)
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_a_rank_whose_sum_cannot_be_used_is_given_up_and_its_client_trains_again(
+    bad: bytes, why: str, leave_out: bool
+) -> None:
+    """Two clients, one on each rank; then rank 2 trains client 0 too and sends a second sum, or 0 is left out."""
+    link = Summing()
+    link.bad = bad
+    failures = Failures(lost_clients="leave out" if leave_out else "hand over")
+    workers = MPIWorkers(link, [5, 5], failures, local_sums=True)
+    found = list(workers.work(Tag.TRAIN, [0, 1]))
+    done = [entry for entry in found if isinstance(entry, Done)]
+    assert [entry.client for entry in done] == [0, 1, 0]
+    assert [entry.failed for entry in done] == [False, False, leave_out]
+    assert len(found) - len(done) == (1 if leave_out else 2)
+    assert link.lost == {1}
+    first, second = (entry["reason"] for entry in workers.incidents())
+    assert why in first
+    assert second == "lost: its process ended; with it the sum of clients 0"
+
+
 class Answering(Scripted):
     """Its other ranks answer each order at once, but not before rank 0 has begun its own client."""
 
@@ -143,7 +200,7 @@ class Answering(Scripted):
     def send(self, to: int, tag: int, data: bytes) -> None:
         super().send(to, tag, data)
         if tag == Tag.TRAIN:
-            number, client, _ = struct.unpack("<qqq", data)
+            number, client, *_ = ORDER.unpack(data)
             self.messages.append(Received(to, Tag.ANSWER, memoryview(struct.pack("<qqdq", number, client, 1.0, 7))))
 
 

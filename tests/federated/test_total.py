@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedsparse.federated import Total
-from fedsparse.wire import Indices, Masked, Pairs, Values
+from fedsparse.wire import Bitmap, Indices, Masked, Pairs, Values, decode, encode
 
 
 def test_weighted_mean_by_hand() -> None:
@@ -52,6 +52,33 @@ def test_indices_count_their_clients() -> None:
     indices, share = total.pairs("i")
     assert indices.tolist() == [5, 6]
     assert share.tolist() == [1.0, 0.75]
+
+
+def test_sums_of_two_ranks_have_the_bits_of_one() -> None:
+    """Seven clients, by turns on one of two ranks; one rank has coordinates that the other lacks."""
+    generator = np.random.default_rng(0)
+    one, ranks, both = Total(28), [Total(28), Total(28)], Total(28)
+    for client in range(7):
+        mask = generator.random(9) < 0.5
+        sections = {
+            "x": Values(generator.normal(size=5).astype(np.float32)),
+            "y": Bitmap(generator.random(6) < 0.5),
+            "g": Pairs(np.flatnonzero(mask), generator.normal(size=(mask.sum(), 2)).astype(np.float32), 9),
+            "w": Masked(mask, generator.normal(size=mask.sum()).astype(np.float32)),
+        }
+        one.add(client, client + 1, sections)
+        ranks[client % 2].add(client, client + 1, sections)
+    for rank in ranks:
+        sent = decode(encode("sum", 3, 1, rank.sections())).sections
+        clients = sent.pop("clients")
+        assert isinstance(clients, Values)
+        assert clients.array.tolist() == rank.clients
+        both.merge(sent)
+    both.accepted = 28
+    for name in ("x", "y"):
+        assert torch.equal(both.mean(name), one.mean(name))
+    for found, wanted in ((both.pairs("g"), one.pairs("g")), (both.masked("w"), one.masked("w"))):
+        assert all(map(torch.equal, found, wanted))
 
 
 def test_any_order_gives_the_same_bits() -> None:

@@ -1,5 +1,7 @@
 """What the MPI tests start: toy runs one after the other, each with the fault that its argument orders ("" for none).
 
+Before the fault an argument may have the word "local", for sums on the ranks, and the name of a method of
+`tests/federated/kill_program.py`, whose toy run it then is.
 Rank 0 prints a JSON line for each: a hash of weights, statistics and masks, the metrics, and who failed how.
 """
 
@@ -8,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +32,18 @@ from fedsparse.federated.worker import Worker
 from fedsparse.federated.workers import Done, Tag
 from fedsparse.methods import FedTiny
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "federated"))
+import kill_program
+from kill_program import METHODS
 
-def experiment() -> Experiment:
+
+def experiment(words: Sequence[str] = ()) -> Experiment:
+    """The run that an argument's words ask for."""
+    found = next((kill_program.experiment(METHODS[word]) for word in words if word in METHODS), None) or toy()
+    return replace(found, sums="local" if "local" in words else "server")
+
+
+def toy() -> Experiment:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
@@ -49,10 +61,11 @@ def experiment() -> Experiment:
     )
 
 
-def one_run(fault: str, kept: list[_Loop]) -> None:
+def one_run(argument: str, kept: list[_Loop]) -> None:
+    *words, fault = argument.split(" ")
     os.environ[faults.VARIABLE] = fault
     faults.planned.cache_clear()
-    trial = experiment()
+    trial = experiment(words)
     if "slow" in fault:
         trial = replace(
             trial, failures=Failures(round_deadline=float(os.environ.get("ROUND_DEADLINE", "5")), server_deadline=250.0)
@@ -72,7 +85,7 @@ def one_run(fault: str, kept: list[_Loop]) -> None:
     digest.update(exchange.mask(loop.server.model).numpy().tobytes())
     records = loop.records
     found = {
-        "fault": fault,
+        "fault": argument,
         "hash": digest.hexdigest(),
         "metrics": [[r["accuracy"], r["loss"], r["train_loss"], r["bytes_up"], r["bytes_down"]] for r in records],
         "lost": result.get("lost_ranks", []),
@@ -127,9 +140,9 @@ def main() -> None:
     if world_size() > 1:
         # What torch does once in a process takes seconds of CPU; deadlines are to measure the work alone.
         run(replace(experiment(), training=Training(1, 6, 1, 8)))
-    for fault in sys.argv[1:]:
-        with everyone_gets_a_client() if fault else nullcontext():
-            one_run(fault, kept)
+    for argument in sys.argv[1:]:
+        with everyone_gets_a_client() if argument.split(" ")[-1] else nullcontext():
+            one_run(argument, kept)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ BORNE = {
     "2:1:answer:garbage": ("dropped", "cannot be read"),
 }
 SLOW = "1:1:train:slow=6"
+METHODS = ("fedavg", "feddst", "fedmef", "fedrts", "fedsgc", "fedtiny", "prunefl", "ssfl")
+LOCAL = ["local ", *(f"local {method} " for method in METHODS)]
+"""Runs in which each rank sums: the one that the others here are, and a run of each method."""
 
 # Of a job, at most; on two idle cores the one of 9 ranks takes a minute, nearly all of it imports.
 WAIT = 850
@@ -59,15 +62,15 @@ def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
 
 
 @cache
-def alone() -> dict:
-    done = start(1, "")
+def alone() -> dict[str, dict]:
+    done = start(1, "", *LOCAL)
     assert done.returncode == 0, done.stderr[-2000:]
-    return outcomes(done)[""]
+    return outcomes(done)
 
 
 @cache
 def two() -> subprocess.CompletedProcess[str]:
-    return start(2, "", "1:1:train:kill")
+    return start(2, "", *LOCAL, "1:1:train:kill")
 
 
 @cache
@@ -77,18 +80,19 @@ def two_at_work() -> subprocess.CompletedProcess[str]:
 
 @cache
 def three() -> dict[str, dict]:
-    done = start(3, "", *BORNE, SLOW)
+    done = start(3, "", *LOCAL, *BORNE, *(f"local {fault}" for fault in BORNE), SLOW)
     assert done.returncode == 0, done.stderr[-2000:]
     return outcomes(done)
 
 
 @cache
 def nine() -> subprocess.CompletedProcess[str]:
-    return start(9, "", "1:3:train:kill")
+    return start(9, "", *LOCAL, "1:3:train:kill")
 
 
-def same_bits(found: dict) -> bool:
-    return (found["hash"], found["metrics"]) == (alone()["hash"], alone()["metrics"])
+def same_bits(found: dict, argument: str = "") -> bool:
+    wanted = alone()[argument]
+    return (found["hash"], found["metrics"]) == (wanted["hash"], wanted["metrics"])
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 9])
@@ -96,6 +100,39 @@ def test_ranks_give_the_bits_of_one_process(ranks: int) -> None:
     job = three() if ranks == 3 else outcomes(two() if ranks == 2 else nine())
     assert same_bits(job[""])
     assert job[""]["dropped"] == job[""]["rejected"] == job[""]["incidents"] == []
+
+
+@pytest.mark.parametrize("argument", LOCAL)
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+def test_sums_on_the_ranks_have_the_bits_of_one_process(ranks: int, argument: str) -> None:
+    job = three() if ranks == 3 else outcomes(two() if ranks == 2 else nine())
+    assert same_bits(job[argument], argument)
+    assert job[argument]["dropped"] == job[argument]["rejected"] == job[argument]["incidents"] == []
+
+
+@pytest.mark.parametrize("fault", BORNE)
+def test_a_fault_costs_a_sum_on_the_ranks_what_it_costs_rank_0s(fault: str) -> None:
+    found, wanted = three()[f"local {fault}"], three()[fault]
+    for what in ("hash", "metrics", "rejected", "dropped", "incidents", "lost"):
+        assert found[what] == wanted[what], what
+    assert found["seconds"] < 60
+
+
+def test_ranks_lost_with_their_sums_lose_nothing_but_time() -> None:
+    faults = "local 1:0:sum:kill,2:1:sum:exit0,3:2:sum:stop,4:3:train:kill"
+    done = start(6, faults, DEADLINE="20")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = outcomes(done)[faults]
+    assert same_bits(found, "local ")
+    assert found["lost"] == [1, 2, 3, 4]
+    assert [(round, client is None) for round, client, _ in found["incidents"]] == [
+        (0, True),
+        (1, True),
+        (2, True),
+        (3, False),
+    ]
+    assert found["rejected"] == found["dropped"] == []
+    assert found["seconds"] < 100, "of which 20 wait for the stopped rank"
 
 
 def test_nine_ranks_with_one_killed_in_round_3_end_well() -> None:
