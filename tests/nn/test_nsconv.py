@@ -76,6 +76,23 @@ def test_a_store_of_everything_changes_no_gradient() -> None:
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
+@pytest.mark.parametrize("level", ["dense", "pruned(0.2)", "pruned(0.2, bf16)"])
+def test_a_minibatch_in_pieces_has_the_gradients_of_the_whole(level: str) -> None:
+    """Residual blocks of NSConv, 40 images as 20 and 20 and as 10 four times: what is kept of an image is its own."""
+    torch.manual_seed(0)
+    model = sparsify(standardise(models.build("resnet20", 10, image_size=16, width=0.5)), 0.3)
+    keep_activations(model, level)
+    x, target, grads = torch.randn(40, 3, 16, 16), torch.arange(40) % 10, []
+    for pieces in (1, 2, 4):
+        model.zero_grad()
+        for part, wanted in zip(x.chunk(pieces), target.chunk(pieces)):
+            (functional.cross_entropy(model(part), wanted) / pieces).backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for others in grads[1:]:
+        for name, gradient in grads[0].items():
+            assert float((others[name] - gradient).norm()) <= 2e-5 * float(gradient.norm()) + 1e-7, name
+
+
 def test_growth_is_collected_from_the_pruned_input() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, padding=1)
