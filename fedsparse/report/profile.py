@@ -35,8 +35,8 @@ class StepProfile:
 
     held: alive between steps (model, masks, optimizer state), measured. weights, indices (norm statistics too), masks,
     optimizer, gradients: those tensors' own sizes. kept: what the forward pass left for the backward pass; peak: the
-    most alive during the step, `held` included. seconds: median of a step, unwatched. active: weights by layer;
-    layers, moments, marks: see StepRecorder; the layers' times are medians of watched steps.
+    most alive during a step, `held` included, and seconds, the median of a step: both unwatched. active: weights by
+    layer; layers, moments, marks: see StepRecorder; the layers' times are medians of watched steps.
     """
 
     name: str
@@ -113,11 +113,15 @@ def _profile(
         client.keep_activations(experiment.method)
         method.begin(client)
         iterate(client, method, x, y)  # makes the optimizer's state and whatever else is made once
-        times = []
+        client.drop_gradients()
+        counter.reset()
+        times, between = [], counter.live()
         for _ in range(steps):
             start = counter.now()
             iterate(client, method, x, y)
             times.append(counter.now() - start)
+            client.drop_gradients()
+        above = counter.peak() - between
         recorders = [_watched(client, method, x, y, counter) for _ in range(steps)]
         held = counter.live() - before + masks
     last = recorders[-1]
@@ -134,7 +138,7 @@ def _profile(
         _bytes([entry for entry in state if isinstance(entry, Tensor)]),
         last.gradients,
         last.kept,
-        max(moment.peak for moment in moments),
+        held + above,
         statistics.median(times),
         {name: _active(layer) for name, layer in leaves(client.model)},
         {name: _median(cost, [r.layers[name] for r in recorders]) for name, cost in last.layers.items()},

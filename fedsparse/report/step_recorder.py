@@ -59,6 +59,7 @@ class StepRecorder:
     gradients: int = 0
     _spans: list[tuple[int, int, str]] = field(default_factory=list)
     _begun: list[tuple[float, int]] = field(default_factory=list)
+    _running: tuple[LayerCost, float] | None = None
     _start: float = 0.0
     _before: int = 0
     _last: int = 0
@@ -99,7 +100,7 @@ class StepRecorder:
         """The method's step, watched."""
         parameters = (p for group in client.optimizer.param_groups for p in group["params"])
         self.gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
-        self.marks["optimizer"] = self._note()
+        self.marks["optimizer"] = self._end_backward()
         self.method.step(client)
 
     def _note(self) -> float:
@@ -141,19 +142,24 @@ class StepRecorder:
         return next((name for first, end, name in self._spans if first <= number < end), REST)
 
     def _watch(self, node: Node, name: str) -> None:
-        cost = self.layers[name]
-        begun: list[float] = []
+        """A backward function's time ends where the next one begins.
+
+        A hook behind it would have the engine hold its gradient, which it then could not overwrite.
+        """
 
         def before(_: object) -> None:
-            self._note()
-            begun.append(self.counter.now())
-
-        def after(*_: object) -> None:
-            cost.backward += self.counter.now() - begun.pop()
-            self._note()
+            self._end_backward()
+            self._running = self.layers[name], self.counter.now()
 
         node.register_prehook(before)
-        node.register_hook(after)
+
+    def _end_backward(self) -> float:
+        now = self._note()
+        if self._running is not None:
+            cost, begun = self._running
+            cost.backward += self.counter.now() - begun
+            self._running = None
+        return now
 
 
 def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

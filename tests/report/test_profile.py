@@ -111,6 +111,13 @@ def test_recomputation_keeps_less() -> None:
     assert of(experiment(0.1, activations="recompute"), steps=1)[-1].kept < 0.75 * lossless
 
 
+@pytest.mark.parametrize("level", ["dense", "lossless", "recompute", "bf16"])
+def test_watching_changes_no_peak(level: str) -> None:
+    """Gradients are overwritten in a watched step too: the curve's highest point is the peak of unwatched steps."""
+    sparse = of(experiment(0.1, activations=level), steps=1)[-1]
+    assert max(moment.peak for moment in sparse.moments) == sparse.peak
+
+
 def test_the_curve_passes_through_every_peak() -> None:
     assert outline(MOMENTS) == ([0.0, 1.0, 2.0], [5, 9, 3])
 
