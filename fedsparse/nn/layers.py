@@ -88,6 +88,11 @@ class SparseLayer(nn.Module):
         kept = ops.transposed(kept) if self.memory == "fast" else kept
         for name in _INDEX_ARRAYS:
             setattr(self, name, getattr(kept, name))
+        self._topology = None  # or the old arrays would live until the next look
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SparseLayer":
+        self._topology = None
+        return super()._apply(fn, recurse)
 
     def geometry(self) -> dict[str, tuple[int, int]]:
         """The keyword arguments of the layer's ops beyond values and topology."""

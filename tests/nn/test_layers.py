@@ -1,6 +1,7 @@
 import copy
 import io
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,9 @@ def test_a_layers_topology_is_one_object_until_its_arrays_change() -> None:
     layer.set_topology(Topology.from_mask(torch.ones(layer.weight_shape, dtype=torch.bool)))
     assert layer.topology is not first
     assert layer.topology.cols is layer.cols
+    old = weakref.ref(layer.topology.indptr)
+    layer.set_topology(first)
+    assert old() is None, "arrays of the mask before are gone with it"
     layer.load_state_dict(copied.state_dict())
     assert torch.equal(layer.topology.cols, first.cols)
 
