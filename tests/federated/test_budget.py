@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,15 @@ from fedsparse.methods import FedAvg, FedDST, FedTiny, PruneFL
 ROOMY = 2**30
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _only_own_garbage() -> Iterator[None]:
+    """A trial collects garbage before it measures; that need not look through all that pytest has imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def net(norm: bool = True) -> nn.Module:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
@@ -36,7 +47,7 @@ def experiment(method: Method, limits: list[int] | None, norm: bool = True, **tr
     images = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     data = Dataset("toy", images, torch.arange(200) % 4, 4, (0.0,) * 3, (1.0,) * 3)
     parts = np.split(np.arange(200), [64, 128, 192])  # the last client has 8 samples
-    settings = {"rounds": 3, "clients_per_round": 4, "batch_size": 32, "epochs": 1} | training
+    settings = {"rounds": 2, "clients_per_round": 4, "batch_size": 32, "epochs": 1} | training
     return Experiment(net(norm), method, data, data, parts, Training(**settings), memory_limits=limits)  # type: ignore[arg-type]
 
 
