@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsparse.cli import main
+from fedsparse.cli.fitting import again
 from fedsparse.config import ConfigError, from_tables, reload
 from fedsparse.config.memory_limits import bytes_of, limits_of
 
@@ -85,3 +86,52 @@ def test_a_run_from_a_file_keeps_its_limits(tmp_path: Path, capsys: pytest.Captu
     assert "dense/1 x3" in told.err
     assert "3 clients): dense, minibatches whole" in " ".join(told.out.replace("│", "").split())
     assert reload(out / "config.json").train.memory_limit == {str(least): 0.25, "1 GiB": 0.75}
+
+
+def test_the_density_is_halved_until_every_limit_is_met(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit is the least at which a quarter of the density fits: half of it does not, and is not taken."""
+    path, out = tmp_path / "trial.toml", tmp_path / "out"
+    # So wide that weights, not activations, decide.
+    wide = CONFIG.replace("width = 0.25", "width = 2.0").replace("batch_size = 16", "batch_size = 8")
+
+    def least(density: float) -> int:
+        path.write_text(wide.replace("{small}", "1000"))
+        assert main(["run", str(path), "--set", f"method.density={density}", "--out", str(out)]) == 2
+        return int(capsys.readouterr().err.split("at least ")[1].split(",")[0])
+
+    limit = least(0.1)
+    assert limit < least(0.2) < least(0.4)
+    path.write_text(wide.replace("{small}", str(limit)))
+    words = ["run", str(path), "--set", "method.density=0.4", "--out", str(out), "--set", "train.rounds=1"]
+    assert main(words) == 2
+    capsys.readouterr()
+    assert main([*words, "--set", "train.fit_density=true"]) == 0
+    assert "method.density 0.1 fits the memory limits (asked for: 0.4)" in capsys.readouterr().err
+    assert reload(out / "config.json").method.density == 0.1
+    again = tmp_path / "again"
+    assert main(["compare", str(path), *words[2:4], "--set", "train.fit_density=true", "--out", str(again)]) == 0
+    assert {reload(found).method.density for found in again.glob("*/config.json")} == {0.1}
+
+
+def test_a_density_that_no_halving_makes_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "trial.toml", tmp_path / "out"
+    path.write_text(CONFIG.replace("{small}", "1000"))
+    assert main(["run", str(path), "--set", "train.fit_density=true", "--out", str(out)]) == 2
+    assert "at a density of 0.00156 still: client 0 may take 1000 bytes" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_density_fits_limits_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trial.toml"
+    path.write_text(CONFIG.replace("memory_limit = {small}", "fit_density = true"))
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "there is no train.memory_limit for the density to fit" in capsys.readouterr().err
+
+
+def test_other_ranks_begin_with_the_density_that_was_found() -> None:
+    tables = {
+        "train": {"memory_limit": "1 MiB", "fit_density": True},
+        "method": {"name": "prunefl", "max_density": 0.25},
+    }
+    assert again(from_tables(tables)) == ["method.max_density=0.25", "train.fit_density=false"]
+    assert again(from_tables({"method": {"name": "fedavg"}})) == []

@@ -82,20 +82,22 @@ def run(
     hostfile: HostFile = None,
 ) -> int:
     """Run one configuration, in this process or on the ranks of an MPI job (`--ranks N`, or started by mpirun)."""
+    from fedsparse.cli import fitting
     from fedsparse.cli.folders import run_folder
     from fedsparse.comm.mpi import world_rank, world_size
     from fedsparse.config import load
     from fedsparse.config.experiment import experiment_of
 
     checked = load(config, overrides or [], seed, data_dir)
-    experiment = experiment_of(checked)
+    checked, experiment = fitting.fit(checked, experiment_of(checked), quiet)
     if world_rank() > 0:
         return work(checked, experiment)
     folder = run_folder(out, checked.name, checked.seed)
     if ranks > 1 and world_size() == 1:
         from fedsparse.cli.ranks import options_again, run_on_ranks
 
-        options = options_again(overrides, folder.path, seed, data_dir, quiet, format)
+        settings = [*(overrides or []), *fitting.again(checked)]
+        options = options_again(settings, folder.path, seed, data_dir, quiet, format)
         return run_on_ranks(ranks, hostfile, ["run", str(config), *options], folder, checked.threads)
     return conduct(checked, experiment, folder, quiet, format)
 
@@ -189,7 +191,7 @@ def compare(
     from fedsparse.cli.continuing import folder_of
 
     runs = comparing.plan(configs, overrides or [], seed, data_dir, seeds)
-    experiments = comparing.experiments_of(runs)
+    runs, experiments = comparing.experiments_of(runs, quiet)
     if not quiet:
         comparing.tell_exceptions(runs, overrides or [])
     folder = folder_of(out, configs, {run.folder: run.config for run in runs})

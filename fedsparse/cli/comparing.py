@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedsparse.cli.continuing import is_complete, run_folder_in
+from fedsparse.cli.fitting import fit
 from fedsparse.cli.folders import RunFolder, locked
 from fedsparse.cli.launch import checkpoint_of, execute
 from fedsparse.config import Config, ConfigError, load_several
@@ -62,10 +63,11 @@ def tell_exceptions(runs: list[Planned], overrides: list[str]) -> None:
                 print(f"{override} does not hold for {', '.join(without)}, which do not set it", file=sys.stderr)
 
 
-def experiments_of(runs: list[Planned]) -> list[Any]:
-    """Return the experiments of comparable runs; they share one copy of the data."""
+def experiments_of(runs: list[Planned], quiet: bool) -> tuple[list[Planned], list[Any]]:
+    """Return comparable runs, with densities that fit where they ask for it, and their experiments, on shared data."""
     from fedsparse.config.experiment import check_names, experiment_of, load_data
 
+    ready: list[Planned] = []
     experiments: list[Any] = []
     for run in runs:
         with naming(run.path):
@@ -74,8 +76,10 @@ def experiments_of(runs: list[Planned]) -> list[Any]:
         splits = load_data(runs[0].config)
     for run in runs:
         with naming(run.path):
-            experiments.append(experiment_of(run.config, splits))
-    return experiments
+            config, experiment = fit(run.config, experiment_of(run.config, splits), quiet)
+        ready.append(replace(run, config=config))
+        experiments.append(experiment)
+    return ready, experiments
 
 
 @contextmanager

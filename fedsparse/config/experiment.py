@@ -28,7 +28,7 @@ from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import keep_activations, parse_levels
 
 Splits = tuple[Samples, Samples]
-NOT_LOCAL = {"pretrain_epochs", "memory_limit"}
+NOT_LOCAL = {"pretrain_epochs", "memory_limit", "fit_density"}
 """Keys of `[train]` that are no fields of `Training`."""
 
 
@@ -98,6 +98,8 @@ def check_names(config: Config) -> None:
             f"train.cohort is {config.train.cohort}, but train.memory_limit is what a client may take alone; "
             "leave one of them out"
         )
+    if config.train.fit_density and config.train.memory_limit is None:
+        raise ConfigError("train.fit_density is true, but there is no train.memory_limit for the density to fit")
     for sink in config.track:
         if importlib.util.find_spec(sink) is None:
             raise ConfigError(

@@ -80,7 +80,8 @@ class Train(Table):
     FedMef. `memory_limit` is what a client
     may take in a round, in bytes or as in "200 MiB": one for all, a list with one for each client, or a table of sizes
     with the share of the clients that have them ({"64 MiB" = 0.25, "1 GiB" = 0.75}, the first clients first); how many
-    pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices. With
+    pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices; with
+    `fit_density` the method's density is halved until it does. With
     `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked. With
     `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums.
     `memory` "compact" keeps 2 bytes of indices an active weight where "fast" keeps 12, and sorts them in each backward
@@ -105,6 +106,7 @@ class Train(Table):
     activations: str | dict[str, str] | None = None
     dense_passes: bool = True
     memory_limit: Limit | None = None
+    fit_density: bool = False
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1
     cuda_graph: Literal["off", "auto"] = "off"
 
