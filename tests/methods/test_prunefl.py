@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedsparse.data import Dataset
-from fedsparse.federated import Client, Experiment, Loop, Server, Total, Training, exchange
-from fedsparse.federated import loop as loop_module
+from fedsparse.federated import Client, Experiment, Loop, Server, Total, Training, admission, exchange
 from fedsparse.federated.client import train
 from fedsparse.federated.errors import RunError
 from fedsparse.federated.server import evaluate
@@ -391,7 +390,7 @@ def test_no_accepted_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     def nothing(*_: object) -> None:
         raise UpdateError("no")
 
-    monkeypatch.setattr(loop_module, "judge", nothing)
+    monkeypatch.setattr(admission, "judge", nothing)
     with pytest.raises(RunError, match="no client performed prune_alone"):
         toy_loop(TOY).open()
 
