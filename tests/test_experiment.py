@@ -96,6 +96,7 @@ def test_activations_that_no_layer_could_have_are_refused() -> None:
     for levels, said in (
         ("half", "train.activations is 'half' but must be one of dense, lossless"),
         ({"conv9": "lossless"}, "no layer's name fits 'conv9'"),
+        ({"conv9": "dense"}, "no layer's name fits 'conv9'"),
     ):
         with pytest.raises(ConfigError, match=said):
             experiment(train={"activations": levels})

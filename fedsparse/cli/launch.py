@@ -81,8 +81,8 @@ def carry_out(config: Config, experiment: Any, folder: RunFolder, quiet: bool, s
 
 
 def began(folder: Path) -> bool:
-    """Tell whether a run has finished a round, so that there is something to keep."""
-    return (folder / "rounds.jsonl").exists()
+    """Tell whether a run has something to keep: a finished round, or the checkpoint of what comes before the first."""
+    return (folder / "rounds.jsonl").exists() or any((folder / "checkpoints").glob("*.json"))
 
 
 @contextmanager

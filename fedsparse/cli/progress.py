@@ -40,10 +40,11 @@ class Lines:
 
     def round(self, record: dict[str, Any]) -> None:
         """Print the line."""
-        done = record["round"] + 1
-        self.seconds.append(record["seconds"])
-        left = sum(self.seconds) / len(self.seconds) * (self.rounds - done)
-        parts = [f"{self.name}: round {done}/{self.rounds}", *facts(record), f"{seconds_text(left)} left"]
+        parts = [
+            f"{self.name}: round {record['round'] + 1}/{self.rounds}",
+            *facts(record),
+            left_after(record, self.seconds, self.rounds),
+        ]
         print("  ".join(parts), file=sys.stderr, flush=True)
 
     def status(self, status: dict[str, Any]) -> None:
@@ -51,15 +52,17 @@ class Lines:
 
 
 class Bar:
-    """A bar of the rounds with the clients of this one, accuracy, bytes, memory, losses and the time left."""
+    """A bar of the rounds, then, as far as the terminal is wide, the clients of this one, the time left, the rest."""
 
     def __init__(self, progress: Any, name: str, rounds: int) -> None:
-        self.progress = progress
+        self.progress, self.rounds = progress, rounds
+        self.seconds: list[float] = []
         self.task = progress.add_task(name, total=rounds, facts="starting")
 
     def round(self, record: dict[str, Any]) -> None:
         """Show the round's facts."""
-        self.progress.update(self.task, completed=record["round"] + 1, facts="  ".join(facts(record)), refresh=True)
+        shown = "  ".join([left_after(record, self.seconds, self.rounds), *facts(record)])
+        self.progress.update(self.task, completed=record["round"] + 1, facts=shown, refresh=True)
 
     def status(self, status: dict[str, Any]) -> None:
         """Show how far the round is."""
@@ -81,12 +84,25 @@ def bar(name: str, rounds: int) -> Iterator[Display]:
     """Show a bar on the terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn())
-    with Progress(
-        *columns, TextColumn("{task.fields[facts]}"), console=Console(stderr=True), refresh_per_second=4
-    ) as shown:
+    count = len(f"{rounds}/{rounds}")
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=24)),
+        BarColumn(bar_width=10, table_column=Column(min_width=10)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=count)),
+        # What does not fit is cut off at its end.
+        TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+    )
+    with Progress(*columns, console=Console(stderr=True), expand=True, refresh_per_second=4) as shown:
         yield Bar(shown, name, rounds)
+
+
+def left_after(record: dict[str, Any], seconds: list[float], rounds: int) -> str:
+    """Note a round's seconds, and return the time left at the mean of those noted."""
+    seconds.append(record["seconds"])
+    left = sum(seconds) / len(seconds) * (rounds - record["round"] - 1)
+    return f"{seconds_text(left)} left"
 
 
 def facts(record: dict[str, Any]) -> list[str]:
@@ -113,11 +129,11 @@ def status_facts(status: dict[str, Any]) -> list[str]:
     left = status["seconds_left"]
     return [
         f"clients {status['clients_done']}/{status['clients']}",
+        *([] if left is None else [f"{seconds_text(left)} left"]),
         f"accuracy {percent_text(status['accuracy'])}",
         f"{bytes_text(status['bytes_down'])} down {bytes_text(status['bytes_up'])} up",
         f"{bytes_text(status['peak_bytes'])} memory",
         *losses(status),
-        *([] if left is None else [f"{seconds_text(left)} left"]),
     ]
 
 

@@ -229,9 +229,10 @@ def check_activations(config: Config, model: nn.Module) -> None:
     if levels is None:
         return
     try:
-        if all(level.keeps_all for level in parse_levels(levels).values()):
+        keeps_all = all(level.keeps_all for level in parse_levels(levels).values())
+        if isinstance(levels, str) and keeps_all:
             return
-        if config.train.cohort > 1:
+        if config.train.cohort > 1 and not keeps_all:
             raise ValueError(
                 f"activations is {levels!r}, but train.cohort is {config.train.cohort}, and clients trained together "
                 "keep all; leave one of the two out"

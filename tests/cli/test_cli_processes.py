@@ -142,6 +142,26 @@ def test_a_killed_run_resumes_to_what_an_undisturbed_one_gives(folder: Path, env
 
 
 @pytest.mark.timeout(900)
+def test_a_stop_in_the_first_round_keeps_what_came_before_it(folder: Path, environment: dict[str, str]) -> None:
+    """FedTiny's selection is in the checkpoint before round 0; the quorum is missed as one client of three raises."""
+
+    def fedsparse(*arguments: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=folder, env=environment | {"FEDSPARSE_FAULT": fault}, capture_output=True,
+            text=True, timeout=280, check=False,
+        )  # fmt: skip
+
+    words = ("run", "trial.toml", "--out", "cut", "-q", "--set", "failures.quorum=1")
+    stopped = fedsparse(*words, fault="0:0:train:raise")
+    assert stopped.returncode == 3
+    assert "`fedsparse resume cut` goes on" in stopped.stderr
+    assert (folder / "cut" / "checkpoints" / "000000.json").exists()
+    resumed = fedsparse("resume", "cut", "-q")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert len(records(folder / "cut")) == 2
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["exit0", "leave0"])
 def test_code_that_leaves_with_success_does_not_make_the_run_one(
     kind: str, folder: Path, environment: dict[str, str]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from fake_loop import FakeLoop
 
 from fedsparse.cli import main
+from fedsparse.cli import progress as progress_module
 from fedsparse.cli.folders import locked
 from fedsparse.cli.progress import Bar, status_facts
 from fedsparse.cli.watch import is_running
@@ -79,8 +82,42 @@ def test_one_folder_has_one_run(here: Path, fake_loop: FakeLoop, capsys: Capture
 
 def test_what_is_seen_within_a_round() -> None:
     assert "  ".join(status_facts(STATUS)) == (
-        "clients 2/5  accuracy 50.0 %  2.00 MB down 1.00 MB up  5.00 MB memory  1 rejected  2 dropped  12 s left"
+        "clients 2/5  12 s left  accuracy 50.0 %  2.00 MB down 1.00 MB up  5.00 MB memory  1 rejected  2 dropped"
     )
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_narrow_terminal_still_shows_round_bar_and_time_left(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rich.console
+
+    made, true_console = [], rich.console.Console
+
+    def narrow(**_: object) -> rich.console.Console:
+        made.append(true_console(file=io.StringIO(), width=columns, force_terminal=True))
+        return made[-1]
+
+    monkeypatch.setattr(rich.console, "Console", narrow)
+    with progress_module.bar("prunefl-at-a-tenth", 100) as shown:
+        shown.status(STATUS | {"round": 41, "rounds": 100})
+        within = shown.progress.get_renderable()
+        text = _text(within, columns)
+        assert "prunefl-at-a-tenth" in text
+        assert "41/100" in text
+        assert "clients 2/5  12 s left" in text
+        assert ("2 dropped" in text) == (columns == 160)
+        record = {"round": 41, "seconds": 2.0, "accuracy": 0.5, "density": 0.1, "bytes_down": 1, "bytes_up": 1}
+        shown.round(record | {"peak_bytes": 1})
+        text = _text(shown.progress.get_renderable(), columns)
+        assert "42/100 1 min 56 s left  accuracy 50.0 %" in text
+
+
+def _text(renderable: object, columns: int) -> str:
+    from rich.console import Console
+
+    console = Console(width=columns, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(renderable)
+    return re.sub(r"\x1b\[[0-9;]*m", "", captured.get())
 
 
 def test_the_bar_moves_within_a_round() -> None:
