@@ -10,6 +10,7 @@ from fedsparse.cli import main
 from fedsparse.cli.fitting import again
 from fedsparse.config import ConfigError, from_tables, reload
 from fedsparse.config.memory_limits import bytes_of, limits_of
+from fedsparse.methods import FedAvg
 
 MIB = 2**20
 
@@ -135,3 +136,17 @@ def test_other_ranks_begin_with_the_density_that_was_found() -> None:
     }
     assert again(from_tables(tables)) == ["method.max_density=0.25", "train.fit_density=false"]
     assert again(from_tables({"method": {"name": "fedavg"}})) == []
+
+
+def test_a_method_that_cannot_start_is_refused_while_a_density_is_sought(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("there is nothing to prune")
+
+    monkeypatch.setattr(FedAvg, "start", refuse)
+    path, out = tmp_path / "trial.toml", tmp_path / "out"
+    path.write_text(CONFIG.replace("{small}", '"1 GiB"'))
+    assert main(["run", str(path), "--set", "train.fit_density=true", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "error: method fedavg cannot start: there is nothing to prune\n"
+    assert not out.exists()

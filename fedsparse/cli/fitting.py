@@ -25,7 +25,10 @@ def fit(config: Config, experiment: Any, quiet: bool) -> tuple[Config, Any]:
             BAD_INPUT,
         )
     torch.set_num_threads(config.threads)
-    found = fitted(experiment)
+    try:
+        found = fitted(experiment)
+    except ValueError as error:
+        raise CommandError(f"method {config.method.name} cannot start: {error}", BAD_INPUT) from error
     name = density_of(found.method)
     if not quiet:
         asked, fits = getattr(experiment.method, name), getattr(found.method, name)
