@@ -158,7 +158,7 @@ def test_sentences_name_field_value_and_range(key: str, value: object, sentence:
             {"partition": {"kind": "iidd"}},
             "partition.kind is 'iidd' but must be one of 'iid', 'dirichlet', 'shards', 'quantity', 'natural'",
         ),
-        ({"wire": 3}, "wire is 3 but must be a table of the keys values"),
+        ({"wire": 3}, "wire is 3 but must be a table of the keys error_feedback, values"),
         ({"data": {"image_size": 2}}, "data.image_size is 2 but must be a whole number from 4 to 1024"),
     ],
 )

@@ -23,6 +23,7 @@ from fedsparse.data import DataError, Dataset, Samples, Text
 from fedsparse.federated import Checkpoints, Experiment, Failures, Training
 from fedsparse.federated.cohort import admits
 from fedsparse.federated.experiment import check_sums
+from fedsparse.federated.feedback import check_feedback
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import keep_activations, parse_levels
@@ -42,6 +43,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
     aggregation = Aggregation(**config.aggregation.model_dump())
     try:
         check_sums(config.ranks.sums, aggregation, failures)
+        check_feedback(config.wire.error_feedback, config.wire.values)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     limits = limits_of(config.train.memory_limit, config.partition.clients)
@@ -71,6 +73,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         memory_limits=limits,
         server_works=config.ranks.server_works,
         sums=config.ranks.sums,
+        error_feedback=config.wire.error_feedback,
     )
 
 

@@ -115,10 +115,13 @@ class Wire(Table):
     """`[wire]`: how active weights are written into messages.
 
     `values`: float32, half precision ("fp16", "bf16"), or one byte ("int8", a scale for each parameter tensor, rounded
-    stochastically). In all but fp32 norm statistics and grown weights' gradients travel as bfloat16.
+    stochastically). In all but fp32 norm statistics and grown weights' gradients travel as bfloat16. With
+    `error_feedback` a client adds to its report what rounding took from the one before (4 bytes a parameter of each
+    client that took part, in memory and in checkpoints); not with fp32.
     """
 
     values: Carrier = "fp32"
+    error_feedback: bool = False
 
 
 class Failures(Table):

@@ -126,8 +126,9 @@ class Budget:
         training = replace(experiment.training, epochs=min(2, experiment.training.epochs))
         model, part = copy.deepcopy(server.model), np.arange(samples)
         worker = Worker(
-            model, method, server.names, experiment.train, [part], training, experiment.seed, experiment.wire
-        )
+            model, method, server.names, experiment.train, [part], training, experiment.seed, experiment.wire,
+            error_feedback=experiment.error_feedback,
+        )  # fmt: skip
         sections: Mapping[str, Section] = {**server.sections(round), **method.broadcast(server, round)}
         worker.receive_weights(encode("weights", round, -1, {**sections, "plans": section_of({0: plan})}))
         gc.collect()

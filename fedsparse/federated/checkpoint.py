@@ -76,6 +76,24 @@ def restore(server: Server, tensors: Mapping[str, Tensor]) -> None:
     server.known = {int(client): int(version) for client, version in tensors["known"]}
 
 
+def packed(kept: Mapping[int, bytes]) -> dict[str, Tensor]:
+    """What clients keep (see `feedback`) as tensors: int64 [clients, 2] of id and length, and all bytes; or none."""
+    if not kept:
+        return {}
+    entries = sorted(kept.items())
+    data = torch.frombuffer(bytearray(b"".join(data for _, data in entries)), dtype=torch.uint8)
+    return {"kept/clients": torch.tensor([(id, len(data)) for id, data in entries]), "kept/bytes": data}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[int, bytes]:
+    """What `packed` packed."""
+    if "kept/clients" not in tensors:
+        return {}
+    clients = tensors["kept/clients"].tolist()
+    pieces = tensors["kept/bytes"].split([length for _, length in clients])
+    return {id: piece.numpy().tobytes() for (id, _), piece in zip(clients, pieces, strict=True)}
+
+
 def save(out: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write a checkpoint into the run's folder, then delete all but the newest `keep`. Raises OSError."""
     folder, rounds = out / FOLDER, checkpoint.rounds

@@ -97,7 +97,8 @@ class Client:
     report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
     `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
     the model, their gradients added up. between: called before each minibatch; a rank that serves others attends to
-    them there. recorded: what replays steps, None where none are.
+    them there. recorded: what replays steps, None where none are. feedback: whether the report makes up for what
+    rounding took from the one before; kept, keeps: what the client has from then, and for the next (see `feedback`).
     """
 
     id: int
@@ -122,6 +123,9 @@ class Client:
     anchor: dict[nn.Parameter, Tensor] = field(init=False)
     between: Callable[[], None] = lambda: None
     recorded: RecordedSteps | None = None
+    feedback: bool = False
+    kept: bytes | memoryview = b""
+    keeps: bytes = b""
     _starts: dict[nn.Parameter, tuple[Topology, Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self, found: Tensors | None, used: SGD | Adam | None) -> None:

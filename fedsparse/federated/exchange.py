@@ -68,9 +68,12 @@ def sections(model: nn.Module | Tensors, wire: Carrier, seed: int) -> dict[str, 
 def narrowed(model: nn.Module | Tensors, wire: Carrier, seed: int) -> Values:
     """The section `parameters` of a model."""
     tensors = Tensors.of(model).parameters
-    if wire == "int8":
-        return Quantised(_vector(tensors), [p.numel() for p in tensors], seed)
-    return Values(_vector(tensors), wire=wire)
+    return narrow(_vector(tensors), [p.numel() for p in tensors], wire, seed)
+
+
+def narrow(vector: Tensor | Array, sizes: Sequence[int], wire: Carrier, seed: int) -> Values:
+    """Parameters as one float32 vector, of tensors of these sizes, as a section."""
+    return Quantised(vector, sizes, seed) if wire == "int8" else Values(vector, wire=wire)
 
 
 def beside(wire: Carrier) -> Carrier:

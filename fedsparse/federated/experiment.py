@@ -16,6 +16,7 @@ from torch import nn
 
 from fedsparse.data import Samples
 from fedsparse.federated.client import Training
+from fedsparse.federated.feedback import check_feedback
 from fedsparse.federated.meter import live_bytes
 from fedsparse.federated.method import Method
 from fedsparse.federated.robust import Aggregation
@@ -76,7 +77,8 @@ class Experiment:
     take in a round, by client; how it trains is chosen so that it takes less (see `budget`). server_works: whether rank
     0 of an MPI job trains clients too (None: where there is room for it, see `federated.ranks`); it decides no number.
     sums: whether the reports of an MPI job are judged and added on rank 0, or each rank adds those of its own clients
-    and sends one sum a round (see `local_sums`); the same bits.
+    and sends one sum a round (see `local_sums`); the same bits. error_feedback: whether clients add to a report what
+    rounding took from the one before (see `feedback`).
     """
 
     model: nn.Module
@@ -97,9 +99,11 @@ class Experiment:
     memory_limits: Sequence[int] | None = None
     server_works: bool | None = None
     sums: Literal["server", "local"] = "server"
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         check_sums(self.sums, self.aggregation, self.failures)
+        check_feedback(self.error_feedback, self.wire)
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
         if self.memory_limits is not None and self.training.cohort > 1:
@@ -149,6 +153,7 @@ def worker_of(experiment: Experiment) -> Worker:
         experiment.training,
         experiment.seed,
         experiment.wire,
+        error_feedback=experiment.error_feedback,
     )
 
 

@@ -113,11 +113,9 @@ class Loop:
     def round(self, t: int) -> Record:
         """One round; returns its record."""
         start = time.perf_counter()
-        before = (self.down, self.up)
+        before = (self.down, self.up) if t else (0, 0)
         self._rejected, self._dropped, self.server.changed = [], [], 0.0
         self.updating.reset()
-        if t == 0:
-            before = (0, 0)
         sampled = self._sample(t)
         faults.reach("send", t)
         self._send(t, sampled)
@@ -141,18 +139,20 @@ class Loop:
         faults.reach("update", t)
         with self.updating.measure(self.server.model):
             self.experiment.method.update(self.server, total, t)
+        self.workers.kept |= {id: finished[id].keeps for id in total.clients if finished[id].keeps}
         seconds = time.perf_counter() - start
         return self._record(t, total, list(finished.values()), seconds, before)
 
     def state(self) -> tuple[dict[str, Tensor], Facts]:
         """What a checkpoint holds beside the records: tensors, and facts that JSON holds."""
-        facts = {"down": self.down, "up": self.up, "opening": self.opening, "mask_version": self.server.mask_version}
-        facts["trials"] = self.budget.trials
-        return checkpoint.tensors_of(self.server), facts
+        facts = {"down": self.down, "up": self.up, "opening": self.opening, "trials": self.budget.trials}
+        facts["mask_version"] = self.server.mask_version
+        return checkpoint.tensors_of(self.server) | checkpoint.packed(self.workers.kept), facts
 
     def restore(self, start: Checkpoint, records: list[Record]) -> None:
         """Take the place of `open` and of the rounds that a checkpoint holds."""
         checkpoint.restore(self.server, start.tensors)
+        self.workers.kept |= checkpoint.unpacked(start.tensors)
         self.server.mask_version = start.facts["mask_version"]
         self.down, self.up, self.opening = start.facts["down"], start.facts["up"], start.facts["opening"]
         self.records, self.budget.trials = records, start.facts["trials"]

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from fedsparse.federated import exchange
+from fedsparse.federated import exchange, feedback
 from fedsparse.federated.loss import cross_entropy
 from fedsparse.federated.seeds import derive
 from fedsparse.nn import Levels
@@ -140,7 +140,8 @@ class Method:
         """What the client sends: its parameters and buffers."""
         rounds = client.wire == "int8"
         seed = derive(client.seed, "wire", client.round, client.id) if rounds else 0
-        return exchange.sections(client.tensors, client.wire, seed)
+        sections = exchange.sections(client.tensors, client.wire, seed)
+        return sections | {"parameters": feedback.parameters(client, seed)} if client.feedback else sections
 
     def expect(self, server: Server, t: int) -> dict[str, Spec]:
         """What a report of round t must hold."""

@@ -59,6 +59,7 @@ class MPIWorkers:
         self._numbers = itertools.count(time.time_ns())
         self._incidents: list[Incident] = []
         self._told: set[int] = set()
+        self.kept: dict[int, bytes] = {}
         self._arrived: deque[Done | RankSum] = deque()
         self._job = Job(Tag.TRAIN, [], "", 0, math.inf)
 
@@ -152,7 +153,7 @@ class MPIWorkers:
         order = None if self.own is None else self._next_for(0)
         if self.own is None or order is None:
             return False
-        self.orders[0] = order
+        self.orders[0], self.own.kept = order, self.kept
         try:
             done = carry_out(self.own, job.kind, order.client, job.task)
         finally:
@@ -176,7 +177,8 @@ class MPIWorkers:
     def _give(self, rank: int, kind: Tag, order: Order) -> None:
         job = self._job
         words = ORDER.pack(order.number, order.client, job.round, job.declared, job.confirmed.get(rank, 0))
-        self.link.send(rank, kind, words + job.task.encode())
+        rest = self.kept.get(order.client, b"") if kind is Tag.TRAIN else job.task.encode()
+        self.link.send(rank, kind, words + rest)
         self.orders[rank] = order
 
     def _ask_for_sums(self) -> None:
@@ -219,7 +221,7 @@ class MPIWorkers:
             return None
         order = self.orders.get(rank)
         readable = len(data) >= ANSWER.size
-        number, client, seconds, peak = ANSWER.unpack_from(data) if readable else (0, 0, 0.0, 0)
+        number, client, seconds, peak, kept = ANSWER.unpack_from(data) if readable else (0, 0, 0.0, 0, 0)
         if order is None or (readable and number != order.number):
             self._report(rank, client if readable else None, "sent an answer that was not asked for, or sent it twice")
             return None
@@ -231,21 +233,21 @@ class MPIWorkers:
                 rank, order.client, f"answered too late, {time.monotonic() - order.since:.1f} s after the order"
             )
             return None
-        if not readable or client != order.client:
+        if not readable or client != order.client or not 0 <= kept <= len(data) - ANSWER.size:
             return Done(order.client, None, f"rank {rank} sent an answer that cannot be read")
-        rest = data[ANSWER.size :]
+        keeps, rest = bytes(data[ANSWER.size : ANSWER.size + kept]), data[ANSWER.size + kept :]
         if message.tag == Tag.ERROR:
             return Done(client, None, bytes(rest).decode(errors="replace"))
         self.paces[order.task].note(rank, self.samples[client], seconds)
         if message.tag == Tag.ANSWER:
-            return Done(client, rest, "", seconds, peak)
+            return Done(client, rest, "", seconds, peak, keeps=keeps)
         verdict = Verdict.unpack(rest)
         if verdict is None:
             return Done(client, None, f"rank {rank} sent an answer that cannot be read")
         if not verdict.refused:
             self._job.confirmed[rank] = number
             self._job.summed.setdefault(rank, []).append(client)
-        return Done(client, None, "", seconds, peak, verdict)
+        return Done(client, None, "", seconds, peak, verdict, keeps)
 
     def _take_sum(self, rank: int, data: memoryview) -> RankSum | None:
         """A rank's sum; one that cannot be read costs the rank, and others train its clients again."""

@@ -5,7 +5,7 @@ The worker sees bytes only, as a process on another machine would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,7 +33,9 @@ class Worker:
     """model: this worker's own copy; names: the layers that masks are made for; parts: samples of each client.
 
     common: the masks that every client of the round starts from. asked: the sections of the task messages so far, the
-    newest of each name: what a device would still hold of them. between: as in `Client`.
+    newest of each name: what a device would still hold of them. between: as in `Client`. error_feedback: whether
+    clients add to a report what rounding took from the one before; kept, keeps: what clients have from that one, before
+    they train, and what they have for the next, after it.
     """
 
     model: nn.Module
@@ -49,6 +51,9 @@ class Worker:
     asked: Message | None = None
     peak: Peak = field(default_factory=Peak)
     between: Callable[[], None] = lambda: None
+    error_feedback: bool = False
+    kept: Mapping[int, bytes | memoryview] = field(default_factory=dict)
+    keeps: dict[int, bytes] = field(default_factory=dict)
     _found: tuple[Tensors, SGD | Adam] | None = None
     _vectors: dict[str, Tensor] = field(default_factory=dict)
     _start: list[Tensor] = field(default_factory=list)
@@ -107,6 +112,8 @@ class Worker:
         facts = np.array([client.samples, client.loss], dtype=np.float64)
         sections = {"facts": Values(facts), **self.method.report(client)}
         report = encode("report", client.round, client.id, sections)
+        if client.keeps:
+            self.keeps[client.id] = client.keeps
         faults.reach("report", client.round)
         return faults.spoil(report, client.round)
 
@@ -152,6 +159,7 @@ class Worker:
         work = self.data, self.parts[id], training, self.wire, received, splits
         client = Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer, between=self.between)
         client.recorded = self._recorded
+        client.feedback, client.kept = self.error_feedback, self.kept.get(id, b"")
         return client
 
     def _at_start(self) -> tuple[Tensors, SGD | Adam]:

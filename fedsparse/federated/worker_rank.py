@@ -12,10 +12,11 @@ from fedsparse.federated.local_sums import LocalSum
 from fedsparse.federated.worker import Worker
 from fedsparse.federated.workers import Tag, carry_out, deliver
 
-ANSWER, ORDER = struct.Struct("<qqdq"), struct.Struct("<qqqqq")
-"""What stands before an answer (number of the order, client, seconds, peak bytes), and before an order's task: number,
-client, round, and where the rank is to sum (`local_sums`) the samples of all clients of the round, else 0, and the
-number of the order whose verdict counts."""
+ANSWER, ORDER = struct.Struct("<qqdqq"), struct.Struct("<qqqqq")
+"""What stands before an answer (number of the order, client, seconds, peak bytes, and the length of what the client
+keeps, which comes next), and before an order's task, or to train what the client kept: number, client, round, and where
+the rank is to sum (`local_sums`) the samples of all clients of the round, else 0, and the number of the order whose
+verdict counts."""
 _GOES_ON = "`fedsparse resume` goes on from its last checkpoint"
 
 
@@ -57,8 +58,13 @@ def answer(link: Link, worker: Worker, kind: Tag, order: memoryview, sums: Local
     number, client, round, declared, confirmed = ORDER.unpack_from(order)
     if sums is not None:
         sums.confirm(confirmed)
-    done = carry_out(worker, kind, client, bytes(order[ORDER.size :]).decode())
-    head = ANSWER.pack(number, client, done.seconds, done.peak)
+    given, task = order[ORDER.size :], ""
+    if kind is Tag.PERFORM:
+        task = bytes(given).decode()
+    else:
+        worker.kept = {client: given}
+    done = carry_out(worker, kind, client, task)
+    head = ANSWER.pack(number, client, done.seconds, done.peak, len(done.keeps)) + done.keeps
     tag, rest = (Tag.ERROR, done.error.encode()) if done.answer is None else (Tag.ANSWER, done.answer)
     if sums is not None and declared and done.answer is not None:
         tag, rest = Tag.VERDICT, sums.judge(number, round, client, declared, done.answer).pack()
@@ -72,4 +78,4 @@ def send_sum(link: Link, sums: LocalSum, order: memoryview) -> None:
     number, client, round, _, confirmed = ORDER.unpack_from(order)
     sums.confirm(confirmed)
     faults.reach("sum", round)
-    link.send(0, Tag.SUM, ANSWER.pack(number, client, 0.0, 0) + sums.take(round, link.rank))
+    link.send(0, Tag.SUM, ANSWER.pack(number, client, 0.0, 0, 0) + sums.take(round, link.rank))

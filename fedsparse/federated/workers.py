@@ -22,7 +22,7 @@ class Done(NamedTuple):
     """One client's work: its encoded answer, or the sentence that says why there is none.
 
     seconds: wall time on the worker. peak: the worker's peak bytes. verdict: in place of an answer, where the rank
-    sums itself.
+    sums itself. keeps: what the client has for its next round (see `feedback`), if its report counts.
     """
 
     client: int
@@ -31,6 +31,7 @@ class Done(NamedTuple):
     seconds: float = 0.0
     peak: int = 0
     verdict: Verdict | None = None
+    keeps: bytes = b""
 
     @property
     def failed(self) -> bool:
@@ -45,7 +46,12 @@ class RankSum(NamedTuple):
 
 
 class Workers(Protocol):
-    """Send to all workers, then have clients' work done by any of them, in any order."""
+    """Send to all workers, then have clients' work done by any of them, in any order.
+
+    kept: what each client has from its last round, for whoever trains it next; the loop fills it.
+    """
+
+    kept: dict[int, bytes]
 
     def send(self, kind: Tag, data: bytes) -> None:
         """Deliver a mask, weights or task message to every worker."""
@@ -92,6 +98,7 @@ class LocalWorkers:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        self.kept: dict[int, bytes] = {}
 
     def send(self, kind: Tag, data: bytes) -> None:
         """Hand the message to the worker."""
@@ -102,6 +109,7 @@ class LocalWorkers:
     ) -> Iterator[Done]:
         """One cohort of clients after the other; what is done too late is not used."""
         size = self.worker.training.cohort if kind is Tag.TRAIN else 1
+        self.worker.kept = self.kept
         for start in range(0, len(clients), size):
             some = clients[start : start + size]
             late = time.monotonic() > until
@@ -138,7 +146,8 @@ def carry_out_together(worker: Worker, kind: Tag, clients: Sequence[int], task: 
             log.warning("clients %s failed together and now work one after the other", clients, exc_info=True)
         else:
             seconds, peak = (time.perf_counter() - start) / len(clients), worker.peak.bytes
-            return [Done(client, answer, "", seconds, peak) for client, answer in zip(clients, answers, strict=True)]
+            done = zip(clients, answers, strict=True)
+            return [Done(id, answer, "", seconds, peak, keeps=worker.keeps.pop(id, b"")) for id, answer in done]
     return [carry_out(worker, kind, client, task) for client in clients]
 
 
@@ -151,4 +160,5 @@ def carry_out(worker: Worker, kind: Tag, client: int, task: str) -> Done:
     except (Exception, SystemExit) as error:
         log.info("client %d failed", client, exc_info=True)
         return Done(client, None, f"{type(error).__name__}: {error}".splitlines()[0])
-    return Done(client, answer, seconds=time.perf_counter() - start, peak=worker.peak.bytes)
+    seconds, keeps = time.perf_counter() - start, worker.keeps.pop(client, b"")
+    return Done(client, answer, seconds=seconds, peak=worker.peak.bytes, keeps=keeps)

@@ -4,13 +4,8 @@ A value x of a segment with scale s = max |x| / 127 travels as floor(x / s + u),
 off by less than s. The draw depends on (seed, position) only, so that a message has the same bytes on every machine.
 Payload: the segments' lengths (uint32), their scales (float32), then the values (int8).
 
-There is no error feedback (Seide et al., Interspeech 2014), by which a client would add what rounding took in one round
-to what it sends in its next. The residual is a vector of all parameters for every client: between rounds a client keeps
-nothing here, so that any rank may run it and 10,000 of them take no memory; a checkpoint would hold clients times
-parameters for a resumed run to have the same bits, and a residual kept by the server would have to travel in full
-precision, more bytes than int8 saves. A client that is drawn once in 100 rounds would add an error of an old model, at
-weights that the mask has moved away from. It mends biased roundings; this one has no bias, and its errors average out
-over the clients of a round.
+The rounding has no bias, and its errors average out over the clients of a round; a client's own over its rounds too
+where it feeds them back (`wire.error_feedback`, `fedsparse/federated/feedback.py`), at the price of what it keeps.
 """
 
 from collections.abc import Sequence

@@ -2,9 +2,9 @@
 
 import os
 import socket
-import struct
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from fedsparse.federated.experiment import Failures
 from fedsparse.federated.local_sums import Verdict
 from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.ranks import server_works
-from fedsparse.federated.worker_rank import ORDER, serve
+from fedsparse.federated.worker_rank import ANSWER, ORDER, serve
 from fedsparse.federated.workers import Done, Tag
 from fedsparse.methods import FedAvg
 from fedsparse.wire import Values, encode
@@ -63,7 +63,7 @@ class Busy(Scripted):
         super().send(to, tag, data)
         if tag == Tag.TRAIN:
             number, client, *_ = ORDER.unpack(data)
-            answer = struct.pack("<qqdq", number, client, 1.3, 7) + b"report"
+            answer = ANSWER.pack(number, client, 1.3, 7, 0) + b"report"
             self.answer = Received(to, Tag.ANSWER, memoryview(answer))
             self.due = time.monotonic() + 1.3
 
@@ -102,7 +102,7 @@ def test_a_worker_counts_the_servers_silence_from_the_end_of_its_own_work(monkey
 
     monkeypatch.setattr(worker_rank, "carry_out", long_work)
     link = AsWorker((0, Tag.TRAIN, ORDER.pack(1, 3, 0, 0, 0)), (0, Tag.WAIT, b""), (0, Tag.STOP, b""))
-    serve(link, None, 0.3)  # type: ignore[arg-type]
+    serve(link, SimpleNamespace(), 0.3)  # type: ignore[arg-type]
     assert link.sent == [(0, Tag.HELLO), (0, Tag.ANSWER), (0, Tag.STOP)]
 
 
@@ -157,7 +157,7 @@ class Summing(Scripted):
         else:
             rest = self.bad if to == 1 else of_clients(*self.held[to])
             self.held[to] = []
-        answer = struct.pack("<qqdq", number, client, 1.0, 7) + rest
+        answer = ANSWER.pack(number, client, 1.0, 7, 0) + rest
         self.messages.append(Received(to, Tag.VERDICT if tag == Tag.TRAIN else Tag.SUM, memoryview(answer)))
 
 
@@ -201,7 +201,7 @@ class Answering(Scripted):
         super().send(to, tag, data)
         if tag == Tag.TRAIN:
             number, client, *_ = ORDER.unpack(data)
-            self.messages.append(Received(to, Tag.ANSWER, memoryview(struct.pack("<qqdq", number, client, 1.0, 7))))
+            self.messages.append(Received(to, Tag.ANSWER, memoryview(ANSWER.pack(number, client, 1.0, 7, 0))))
 
 
 def two_minibatches(own: Own, kind: Tag, client: int, task: str) -> Done:

@@ -32,6 +32,7 @@ class Shuffled(LocalWorkers):
 
     def send(self, kind: Tag, data: bytes) -> None:
         super().send(kind, data)
+        self.others.kept = self.kept
         self.others.send(kind, data)
 
     def work(
@@ -71,6 +72,7 @@ TRIALS = {
     **{name: partial(experiment, method) for name, method in METHODS.items()},
     **{rule: partial(judged_by, rule) for rule in ("median", "trimmed", "krum")},
     "failing": partial(experiment, Failing()),
+    "feedback": lambda: replace(experiment(METHODS["feddst"]), wire="int8", error_feedback=True),
 }
 
 
