@@ -21,7 +21,7 @@ from fedsparse import ops
 from fedsparse.nn.activation_store import pruned_saves
 from fedsparse.nn.layers import SparseConv2d
 from fedsparse.nn.level import DENSE, Level
-from fedsparse.nn.region import Blocked
+from fedsparse.nn.stand_in import StandIn
 from fedsparse.topology import Topology
 
 LEAST = 1e-4
@@ -67,7 +67,7 @@ class PrunedConv2d(nn.Conv2d):
 
     def forward(self, x: Any) -> Tensor:
         """x: [B, C, H, W], or in blocks, which the layer leaves."""
-        x = x.leave("conv2d") if isinstance(x, Blocked) else x
+        x = x.leave("conv2d") if isinstance(x, StandIn) else x
         weight, store = self.used(), self.level.store
         if store is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return self._conv_forward(x, weight, self.bias)

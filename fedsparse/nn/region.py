@@ -24,6 +24,7 @@ from fedsparse.nn.activation_store import Store, packed
 from fedsparse.nn.innermost import Innermost
 from fedsparse.nn.kept import STEPS, Source
 from fedsparse.nn.level import Level
+from fedsparse.nn.stand_in import Handler, StandIn
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
 
 _wish: bool | None = None
@@ -50,16 +51,20 @@ class Member(Protocol):
     level: Level
 
 
+HANDLERS: dict[Any, Handler] = {}
+"""torch's functions that have a blocked form; see `StandIn`."""
 Fused = Callable[["Blocked | None", bool], tuple[Tensor, Source | None]]
 """A norm that waits: from (residual, relu) to its result, blocked, and how the backward pass gets that once more."""
 
 
-class Blocked:
+class Blocked(StandIn):
     """A tensor [B, C, H, W] held as blocks [ceil(B / L), C, H, W, L], or as a norm that is still to be run.
 
-    It is no Tensor. What it does not do itself it does as the Tensor it stands for (`tensor`). source: how the backward
-    pass can have the blocks without their being kept; None where it cannot. rectified: an output of ReLU.
+    source: how the backward pass can have the blocks without their being kept; None where it cannot. rectified: an
+    output of ReLU.
     """
+
+    handlers = HANDLERS
 
     def __init__(
         self,
@@ -177,26 +182,8 @@ class Blocked:
         """The same blocks without their history."""
         return self.with_blocks(self.blocks.detach())
 
-    def size(self, dim: int | None = None) -> Any:
-        """The shape, or one size of it."""
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        """4."""
-        return 4
-
-    def numel(self) -> int:
-        """B * C * H * W."""
-        return self.shape.numel()
-
-    def is_floating_point(self) -> bool:
-        """Always."""
-        return True
-
-    ndim = property(dim)
     device = torch.device("cpu")
     is_cuda = False
-    layout = torch.strided
 
     @property
     def requires_grad(self) -> bool:
@@ -207,85 +194,6 @@ class Blocked:
     def grad_fn(self) -> Any:
         """As the blocks'."""
         return self.blocks.grad_fn
-
-    def __len__(self) -> int:
-        return self.batch
-
-    def __repr__(self) -> str:
-        return f"Blocked(shape={tuple(self.shape)}, dtype={self.dtype})"
-
-    def __getattr__(self, name: str) -> Any:
-        """An attribute or method of the tensor."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        found = getattr(Tensor, name)
-        if not callable(found):
-            return getattr(self.leave(name), name)
-        return lambda *args, **kwargs: dispatch(found, (self, *args), kwargs)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs or {})
-
-
-Handler = Callable[..., Any]
-HANDLERS: dict[Any, Handler] = {}
-"""torch's functions that have a blocked form; a handler returns NotImplemented for arguments that it has none for."""
-
-
-def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a function of torch on arguments of which some are Blocked."""
-    handler = HANDLERS.get(func)
-    if handler is not None:
-        result = handler(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-    return _outside(func, args, kwargs)
-
-
-Left = dict[int, tuple[Blocked, Tensor]]
-
-
-def _outside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The function on ordinary tensors; a Blocked that it changes in place changes too.
-
-    What it returns is no view of the Blocked: writing to a slice of it (`y[:, 0].mul_(2)`) does not change y.
-    """
-    name = getattr(func, "__name__", str(func)).strip("_")
-    left: Left = {}
-    keywords = {key: _out(value, name, left) for key, value in kwargs.items()}
-    values = [_out(x, name, left) for x in args]
-    versions = {id(tensor): tensor._version for _, tensor in left.values()}
-    result = func(*values, **keywords)
-    for blocked, tensor in left.values():
-        if result is tensor or tensor._version != versions[id(tensor)]:
-            blocked.become(tensor)
-    return result
-
-
-def _out(x: Any, name: str, left: Left) -> Any:
-    if isinstance(x, Blocked):
-        return left.setdefault(id(x), (x, x.leave(name)))[1]
-    if isinstance(x, list | tuple) and any(isinstance(y, Blocked) for y in x):
-        return type(x)([_out(y, name, left) for y in x])
-    return x
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    function = getattr(Tensor, name)
-
-    def method(self: Blocked, *args: Any) -> Any:
-        return dispatch(function, (self, *args), {})
-
-    return method
-
-
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-_OTHER = ("neg", "abs", "pos", "lt", "le", "gt", "ge", "eq", "ne", "getitem", "setitem", "bool", "float", "iter")
-for _name in (*_OTHER, *_BINARY, *(f"r{n}" for n in _BINARY), *(f"i{n}" for n in _BINARY)):
-    if hasattr(Tensor, f"__{_name}__"):
-        setattr(Blocked, f"__{_name}__", _operator(f"__{_name}__"))
-Blocked.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def admits(x: Any, values: Tensor) -> bool:
@@ -308,9 +216,8 @@ def enter(x: "Blocked | Tensor", member: Member) -> Blocked:
 
 
 def as_tensor(x: Any) -> Any:
-    """A Blocked as the tensor that it stands for, an Innermost as an ordinary tensor, anything else as it is."""
-    if isinstance(x, Blocked):
-        return x.tensor()
+    """A StandIn as the tensor that it stands for, an Innermost as an ordinary tensor, anything else as it is."""
+    x = x.tensor() if isinstance(x, StandIn) else x
     return x.as_subclass(Tensor) if isinstance(x, Innermost) else x
 
 
@@ -322,7 +229,7 @@ def leave(module: Any, inputs: Any, output: Any) -> Any:
 
 
 def _all_tensors(output: Any) -> Any:
-    if isinstance(output, Blocked | Innermost):
+    if isinstance(output, StandIn | Innermost):
         return as_tensor(output)
     if type(output) in (list, tuple):
         return type(output)(_all_tensors(x) for x in output)

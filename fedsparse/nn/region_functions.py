@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedsparse import ops
 from fedsparse.nn.kept import Source
-from fedsparse.nn.region import HANDLERS, Blocked, Handler
+from fedsparse.nn.region import HANDLERS, Blocked
+from fedsparse.nn.stand_in import Handler
 from fedsparse.ops import blocked_norm, blocked_pool
 from fedsparse.ops.blocked import to_blocked
 
