@@ -1,11 +1,14 @@
 """Tensors on a GPU whose images stand innermost in memory, between sparse convolutions.
 
-The Triton convolutions take and give such tensors without a copy. Elementwise functions of torch keep the layout; batch
-norm would not: `Innermost` is a Tensor whose batch norm is `ops.innermost_norm`, and an ordinary one in all else. What
-a function returns is an Innermost again where it has that layout. The model's output is made an ordinary tensor by the
-hook of `fedsparse.nn.region`.
+The Triton convolutions take and give such tensors without a copy. Elementwise functions of torch keep the layout; norms
+would not: `Innermost` is a Tensor whose norms are those of `ops.innermost_norm` and `ops.innermost_group_norm`, and an
+ordinary one in all else. What a function returns is an Innermost again where it has that layout. A norm waits for the
+addition and the ReLU that follow it (`Waiting`), so that the three run as one kernel and ReLU keeps one bit an element.
+The model's output is made an ordinary tensor by the hook of `fedsparse.nn.region`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,35 +16,157 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.nn.stand_in import Handler, StandIn
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HANDLERS: dict[Any, Handler] = {}
+"""torch's functions that a norm waits for; see `StandIn`."""
+Fused = Callable[[Tensor | None, bool], Tensor]
+"""A norm that waits: from (residual, relu) to its result."""
 
 
 class Innermost(Tensor):
-    """x [B, C, H, W] with strides (1, H W B, W B, B)."""
+    """x [B, C, H, W] with strides (1, H W B, W B, B).
+
+    fused: what gets the names of what runs with a norm of it (`SparseConv2d.fused`), where a convolution made it.
+    """
+
+    fused: set[str] | None = None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Batch norm in the layout, everything else as for a Tensor."""
-        if func is F.batch_norm:
-            result = _batch_norm(*args, **(kwargs or {}))
+        """Norms in the layout, everything else as for a Tensor."""
+        if any(issubclass(each, StandIn) for each in types):
+            return NotImplemented  # the other one knows what to do
+        if func in _NORMS:
+            result = _NORMS[func](*args, **(kwargs or {}))
             if result is not NotImplemented:
-                return innermost(result)
+                return result
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         return innermost(result) if type(result) is Tensor else result
 
 
-def innermost(x: Tensor) -> Tensor:
+class Waiting(StandIn):
+    """A norm of an Innermost that is still to be run, with what is done now where that is an addition or ReLU.
+
+    fused: gets a name of what ran in one kernel.
+    """
+
+    handlers = HANDLERS
+
+    def __init__(self, x: Tensor, norm: Fused, fused: set[str], residual: Tensor | None = None) -> None:
+        self._x, self._norm, self._residual, self._fused = x, norm, residual, fused
+        self._versions = [each._version for each in self._operands()]
+        self._tensor: Tensor | None = None
+        self._recorded = torch.is_grad_enabled()
+        self.dtype: torch.dtype = x.dtype
+        self.device: torch.device = x.device
+        self.is_cuda: bool = x.is_cuda
+
+    def _operands(self) -> list[Tensor]:
+        return [self._x] if self._residual is None else [self._x, self._residual]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, C, H, W)."""
+        return self._x.shape
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the norm may run with what is done now: under the grad mode in which it was called."""
+        return self._tensor is None and self._recorded == torch.is_grad_enabled()
+
+    def _run(self, relu: bool) -> Tensor:
+        if [each._version for each in self._operands()] != self._versions:
+            raise RuntimeError("what a norm takes was changed in place between the norm and the function after it")
+        with torch.set_grad_enabled(self._recorded):
+            y = innermost(self._norm(self._residual, relu))
+        parts = ("norm", *(("residual",) if self._residual is not None else ()), *(("ReLU",) if relu else ()))
+        self._fused.add(" + ".join(parts))
+        return y
+
+    def tensor(self) -> Tensor:
+        """The norm, and the sum with a residual that it took, as a tensor."""
+        if self._tensor is None:
+            self._tensor = self._run(relu=False)
+        return self._tensor
+
+    def leave(self, name: str) -> Tensor:
+        """As `tensor`."""
+        return self.tensor()
+
+    def relu(self) -> Tensor:
+        """max(x, 0), in one kernel with the norm."""
+        return self._run(relu=True) if self._waits else torch.relu(self.tensor())
+
+    def plus(self, other: "Waiting | Tensor") -> "Waiting | None":
+        """The sum with another of equal shape, dtype and device; None where it cannot run with the norm."""
+        alike = (other.shape, other.dtype, other.device) == (self.shape, self.dtype, self.device)
+        if not (alike and self._waits and self._residual is None):
+            return None
+        return Waiting(self._x, self._norm, self._fused, other.tensor() if isinstance(other, Waiting) else other)
+
+    def become(self, other: "Waiting | Tensor") -> "Waiting":
+        """Stand for another tensor of the same shape from now on: an operation in place."""
+        if isinstance(other, Waiting):
+            self.__dict__.update(other.__dict__)
+        else:
+            self._tensor = other
+        return self
+
+
+def _relu(x: Waiting, inplace: bool = False) -> Any:
+    return x.become(x.relu()) if inplace else x.relu()
+
+
+def _sum(x: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """A tensor or a norm that waits with such a norm; the first of two takes the second as its residual."""
+    if alpha == 1:
+        for norm, rest in ((x, other), (other, x)):
+            if isinstance(norm, Waiting) and isinstance(rest, Waiting | Tensor):
+                result = norm.plus(rest)
+                if result is not None:
+                    return result
+    return NotImplemented
+
+
+def _sum_in_place(x: Any, other: Any, *, alpha: Any = 1) -> Any:
+    result = _sum(x, other, alpha=alpha) if isinstance(x, Waiting) else NotImplemented
+    return result if result is NotImplemented else x.become(result)
+
+
+HANDLERS.update(dict.fromkeys((torch.relu, F.relu, Tensor.relu), _relu))
+HANDLERS.update(dict.fromkeys((torch.relu_, Tensor.relu_), partial(_relu, inplace=True)))
+HANDLERS.update(dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum))
+HANDLERS.update(dict.fromkeys((Tensor.add_, Tensor.__iadd__), _sum_in_place))
+
+
+def innermost(x: Tensor, fused: set[str] | None = None) -> Tensor:
     """x as an Innermost where it has the layout and Triton may run on it, else as it is."""
     if not ops.runs_triton(x.device) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x
     with torch._C.DisableTorchFunctionSubclass():
-        return x.as_subclass(Innermost) if ops.stands_innermost(x) else x
+        if not ops.stands_innermost(x):
+            return x
+        y = x.as_subclass(Innermost)
+        y.fused = fused
+        return y
+
+
+def _takes(x: Any, *others: Tensor | None) -> bool:
+    """Whether dtypes and shapes are such that the kernels say and do what is right, as torch's own norms would."""
+    single = all(t is None or t.dtype == torch.float32 for t in others)
+    return isinstance(x, Innermost) and x.dtype in _DTYPES and single and ops.stands_innermost(x.as_subclass(Tensor))
+
+
+def _waiting(x: Innermost, norm: Callable[..., Tensor]) -> Waiting:
+    fused = set() if x.fused is None else x.fused
+    return Waiting(x.as_subclass(Tensor), lambda residual, relu: norm(residual=residual, relu=relu), fused)
 
 
 def _batch_norm(
-    x: Tensor,
+    x: Any,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -50,10 +175,13 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    """NotImplemented where dtypes or shapes are such that torch's own must say or do what is right."""
-    x = x.as_subclass(Tensor)
-    single = all(t is None or t.dtype == torch.float32 for t in (running_mean, running_var, weight, bias))
+    """Statistics at once, so that the running ones are right whatever follows; the rest waits."""
     given = training or (running_mean is not None and running_var is not None)
-    if not (x.dtype in _DTYPES and single and given and ops.stands_innermost(x) and x.numel() > x.shape[1]):
+    if not (given and _takes(x, running_mean, running_var, weight, bias) and x.numel() > x.shape[1]):
         return NotImplemented
-    return ops.innermost_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    plain = x.as_subclass(Tensor)
+    statistics = ops.innermost_statistics(plain, running_mean, running_var, training, momentum)
+    return _waiting(x, partial(ops.innermost_normed, plain, *statistics, weight, bias, training, eps))
+
+
+_NORMS: dict[Any, Handler] = {F.batch_norm: _batch_norm}

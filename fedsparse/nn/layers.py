@@ -190,8 +190,8 @@ class SparseConv2d(SparseLayer):
 
     With `region` the output may stay in blocks of images (see `fedsparse.nn.region`), or on a GPU have its images
     innermost (see `fedsparse.nn.innermost`); `left` names the functions of torch for which it had to become an ordinary
-    tensor. level: what is kept for the backward pass, of the input and of the input of a norm that follows
-    (`keep_activations`).
+    tensor, `fused` what ran in one kernel with a norm of it on a GPU. level: what is kept for the backward pass, of the
+    input and of the input of a norm that follows (`keep_activations`).
     """
 
     level: Level = DENSE
@@ -210,6 +210,7 @@ class SparseConv2d(SparseLayer):
         self.region = False
         self.blocked = False  # whether the last output stayed in blocks
         self.left: set[str] = set()
+        self.fused: set[str] = set()
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, topology: Topology) -> "SparseConv2d":
@@ -258,7 +259,7 @@ class SparseConv2d(SparseLayer):
         sizes = (self.stride, self.padding, self.dilation)
         if store is None or not (torch.is_grad_enabled() and values.requires_grad):
             y = ops.conv2d(values, self.topology, x, self.bias, *sizes)
-            return innermost(y) if self.region else y
+            return innermost(y, self.fused) if self.region else y
         x = x.contiguous()
         with pruned_saves(x, store):
             return ops.conv2d(values, self.topology, x, self.bias, *sizes)

@@ -22,7 +22,12 @@ from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
-from fedsparse.ops.innermost_norm import innermost_norm, stands_innermost
+from fedsparse.ops.innermost_norm import (
+    innermost_norm,
+    innermost_normed,
+    innermost_statistics,
+    stands_innermost,
+)
 from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.masks import changed, index_map, transposed
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
@@ -57,6 +62,8 @@ __all__ = [
     "grow_scores",
     "index_map",
     "innermost_norm",
+    "innermost_normed",
+    "innermost_statistics",
     "is_forced",
     "measuring",
     "pack_activation",

@@ -74,6 +74,51 @@ class InnermostNorm(torch.autograd.Function):
         return _images(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 5
 
 
+def innermost_statistics(
+    x: Tensor, running_mean: Tensor | None, running_variance: Tensor | None, training: bool, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """(mean, biased variance) float32 [C] that batch norm of x [B, C, H, W] takes; no gradients.
+
+    In training those of x, by which the running ones, float32 [C], move (unbiased); else the running ones, copied.
+    ValueError where training has one number a channel, or where statistics are given neither way.
+    """
+    from fedsparse.kernels import norm
+
+    if training:
+        if x.numel() <= x.shape[1]:
+            raise ValueError(f"innermost_norm: training needs more than one number a channel, not {tuple(x.shape)}.")
+        return norm.batch_moments(_rows(x.detach()), running_mean, running_variance, momentum)
+    if running_mean is None or running_variance is None:
+        raise ValueError("innermost_norm: without training, running statistics are needed.")
+    return running_mean.clone(), running_variance.clone()
+
+
+def innermost_normed(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`innermost_norm` with the statistics of `innermost_statistics`."""
+    check_residual("innermost_norm", x, residual)
+    weight = mean.new_ones(x.shape[1]) if weight is None else weight
+    bias = mean.new_zeros(x.shape[1]) if bias is None else bias
+    return InnermostNorm.apply(x, weight, bias, residual, mean, variance, eps, training, relu)
+
+
+def check_residual(op: str, x: Tensor, residual: Tensor | None) -> None:
+    """ValueError where it has another shape or dtype than x."""
+    if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"{op}: the residual must be {x.dtype} {tuple(x.shape)}, not {residual.dtype} {tuple(residual.shape)}."
+        )
+
+
 def innermost_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -92,21 +137,6 @@ def innermost_norm(
     move. ValueError where training has one number a channel, where statistics are given neither way, or where the
     residual has another shape or dtype.
     """
-    from fedsparse.kernels import norm
-
-    if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):
-        raise ValueError(
-            f"innermost_norm: the residual must be {x.dtype} {tuple(x.shape)}, not {residual.dtype} "
-            f"{tuple(residual.shape)}."
-        )
-    if training:
-        if x.numel() <= x.shape[1]:
-            raise ValueError(f"innermost_norm: training needs more than one number a channel, not {tuple(x.shape)}.")
-        mean, variance = norm.batch_moments(_rows(x.detach()), running_mean, running_variance, momentum)
-    elif running_mean is None or running_variance is None:
-        raise ValueError("innermost_norm: without training, running statistics are needed.")
-    else:
-        mean, variance = running_mean, running_variance
-    weight = mean.new_ones(x.shape[1]) if weight is None else weight
-    bias = mean.new_zeros(x.shape[1]) if bias is None else bias
-    return InnermostNorm.apply(x, weight, bias, residual, mean, variance, eps, training, relu)
+    check_residual("innermost_norm", x, residual)
+    statistics = innermost_statistics(x, running_mean, running_variance, training, momentum)
+    return innermost_normed(x, *statistics, weight, bias, training, eps, residual, relu)

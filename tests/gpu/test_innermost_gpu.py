@@ -9,7 +9,7 @@ from sparse_problems import LIMITS, error, poison, random
 
 from fedsparse import ops
 from fedsparse.models import build
-from fedsparse.nn import Cohort, sparsify
+from fedsparse.nn import Cohort, explain, sparsify
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -62,6 +62,7 @@ def test_a_network_in_the_layout_and_out_of_it(granularity: int) -> None:
         F.cross_entropy(model(x), y).backward()
     with ops.use_backend("dense"):
         F.cross_entropy(plain(x.double()), y).backward()
+    assert explain(model).count("norm + residual + ReLU in one kernel") == 9, "one in each of the 9 blocks"
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None
         assert theirs.grad is not None

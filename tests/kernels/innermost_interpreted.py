@@ -6,13 +6,16 @@ Started by test_innermost.py in a process of its own: TRITON_INTERPRET is read w
 import copy
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from spmm_interpreted import relative_error
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn import innermost, sparsify
+from fedsparse.nn import explain, innermost, sparsify
 from fedsparse.ops import strips
 
 
@@ -44,51 +47,129 @@ class Network(nn.Module):
         return y if self.whole else self.head(y.mean((2, 3)))
 
 
-def main() -> dict[str, object]:
+DENSITIES = {"stem": 0.5, "block.first": 0.4, "block.second": 0.4}
+
+
+def network() -> dict[str, object]:
+    """A step of the network in training, its output in evaluation, and what was copied on the way."""
     torch.manual_seed(0)
-    dense = Network()
-    model = sparsify(dense, {"stem": 0.5, "block.first": 0.4, "block.second": 0.4}, granularity=16)
+    model = sparsify(Network(), DENSITIES, granularity=16)
     exact = copy.deepcopy(model).double()
     x, y = torch.randn(16, 1, 4, 3), torch.arange(16) % 3
     copies: list[int] = []
-    plain, norms = strips.to_lanes, []
-    own_norm = innermost._batch_norm
+    plain = strips.to_lanes
 
     def counted(tensor: Tensor) -> Tensor:
         lanes = plain(tensor)
         copies.append(lanes.data_ptr() != tensor.data_ptr())
         return lanes
 
-    def norm(*args: object, **kwargs: object) -> object:
-        norms.append(1)
-        return own_norm(*args, **kwargs)
-
-    strips.to_lanes, innermost._batch_norm = counted, norm
+    strips.to_lanes = counted
+    names = list(model.state_dict())
     with ops.use_backend("triton"):
         output = model(x)
         forward_copies = sum(copies)
         running = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
-        nn.functional.cross_entropy(output, y).backward()
+        F.cross_entropy(output, y).backward()
+        evaluated = model.eval()(x)
         model.whole = True
         whole = model(x)
+        explained = explain(model)
+    strips.to_lanes = plain
     with ops.use_backend("reference"):
         expected = exact(x.double())
-        nn.functional.cross_entropy(expected, y).backward()
+        F.cross_entropy(expected, y).backward()
+        expected_then = exact.eval()(x.double())
     found = {"output": relative_error(output.detach(), expected.detach())}
+    found["in evaluation"] = relative_error(evaluated.detach(), expected_then.detach())
     for (name, ours), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
         found[name] = relative_error(ours.grad, theirs.grad)
     for name, buffer in running.items():
         found[name] = relative_error(buffer, exact.get_buffer(name))
     return {
         "errors": found,
-        "norms": len(norms),
         "forward copies": forward_copies,
         "copies": sum(copies),
         "calls": len(copies),
         "output type": type(output).__name__,
         "whole type": type(whole).__name__,
+        "explained": explained.splitlines(),
+        "state unchanged": names == list(model.state_dict()),
     }
 
 
+Tail = Callable[[nn.Module, Any, Tensor], Any]
+# What may follow a norm n of the output x of a convolution: (the function of n(x), x and a residual r)
+TAILS: dict[str, Tail] = {
+    "relu": lambda n, x, r: F.relu(n(x)),
+    "relu in place": lambda n, x, r: nn.ReLU(inplace=True)(n(x)),
+    "sum and relu": lambda n, x, r: torch.relu(n(x) + r),
+    "the residual first": lambda n, x, r: (r + n(x)).relu(),
+    "sum in place": lambda n, x, r: F.relu_(n(x).add_(r)),
+    "sum alone": lambda n, x, r: n(x) + r,
+    "two norms": lambda n, x, r: torch.relu(n(x) + n(r * 2)),
+    "norm alone": lambda n, x, r: n(x),
+    "another function": lambda n, x, r: torch.sigmoid(n(x)),
+    "joined": lambda n, x, r: torch.cat([x, n(x), r], 1),
+    "a multiple": lambda n, x, r: torch.add(r, n(x), alpha=2).relu(),
+    "a number": lambda n, x, r: (n(x) + 1) * 2,
+    "an ordinary residual": lambda n, x, r: torch.relu(n(x) + torch.ones(x.shape)),
+    "used twice": lambda n, x, r: twice(n(x)),
+    "in place and used": lambda n, x, r: changed(n(x)),
+    "broadcast": lambda n, x, r: n(x) + r[:, :1],
+}
+
+
+def twice(y: Any) -> Any:
+    """Both what the ReLU makes of it and it itself."""
+    return torch.relu(y) - y
+
+
+def changed(y: Any) -> Any:
+    """A ReLU in place, seen by who holds y."""
+    F.relu(y, inplace=True)
+    return y + y
+
+
+def tails(kind: str) -> dict[str, object]:
+    """Of each tail the errors of result, gradients and statistics; whether it was an Innermost; what ran in one."""
+    found: dict[str, object] = {}
+    for name, tail in TAILS.items():
+        norm = nn.BatchNorm2d(8) if kind == "batch" else nn.GroupNorm(2, 8)
+        exact = copy.deepcopy(norm).double()
+        fused: set[str] = set()
+        x, r = (
+            torch.randn(8, 2, 3, 16, generator=torch.Generator().manual_seed(k)).permute(3, 0, 1, 2) for k in (1, 2)
+        )
+        own = [each.detach().requires_grad_() for each in (x, r)]
+        wide = [each.detach().double().requires_grad_() for each in (x, r)]
+        y = innermost.innermost(own[0] * 1.0, fused)
+        y = tail(norm, y, innermost.innermost(own[1] * 1.0))
+        y = y.tensor() if isinstance(y, innermost.Waiting) else y
+        expected = tail(exact, wide[0] * 1.0, wide[1] * 1.0)
+        gy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+        ours = torch.autograd.grad(y, [*own, *norm.parameters()], gy, allow_unused=True)
+        theirs = torch.autograd.grad(expected, [*wide, *exact.parameters()], gy.double(), allow_unused=True)
+        errors = [relative_error(y.detach(), expected.detach())]
+        errors += [relative_error(a, b) for a, b in zip(ours, theirs) if b is not None]
+        errors += [relative_error(a.double(), b.double()) for a, b in zip(norm.buffers(), exact.buffers())]
+        assert [a is None for a in ours] == [b is None for b in theirs]
+        found[name] = {"error": max(errors), "type": type(y).__name__, "fused": sorted(fused)}
+    return found
+
+
+def changed_input() -> str:
+    """What is said where the input of a norm is changed before the norm runs."""
+    x = innermost.innermost(torch.randn(8, 2, 3, 16).permute(3, 0, 1, 2))
+    y = nn.BatchNorm2d(8).requires_grad_(False)(x)
+    x.add_(1)
+    try:
+        torch.relu(y)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
-    json.dump(main(), sys.stdout)
+    result = {"network": network(), "batch": tails("batch"), "changed": changed_input()}
+    json.dump(result, sys.stdout)

@@ -6,7 +6,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+from innermost_interpreted import TAILS
 from interpreted import run
+
+NORMS = ("batch",)
 
 
 @pytest.fixture(scope="module")
@@ -14,25 +17,70 @@ def interpreted() -> dict[str, Any]:
     return run("innermost_interpreted.py")
 
 
-def test_output_gradients_and_statistics(interpreted: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def network(interpreted: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = interpreted["network"]
+    return found
+
+
+def test_output_gradients_and_statistics(network: dict[str, Any]) -> None:
     """In float32 against float64; the reference's convolutions and torch's batch norm."""
-    assert len(interpreted["errors"]) == 1 + 10 + 4
-    for name, error in interpreted["errors"].items():
+    assert len(network["errors"]) == 2 + 10 + 4
+    for name, error in network["errors"].items():
         assert error <= 2e-5, f"{name}: {error:.2e}"
 
 
-def test_only_the_images_are_copied_on_the_way_forward(interpreted: dict[str, Any]) -> None:
+def test_only_the_images_are_copied_on_the_way_forward(network: dict[str, Any]) -> None:
     """The stem's input has one layout, the block's convolutions get what they take."""
-    assert interpreted["norms"] == 2 * 2
-    assert interpreted["forward copies"] == 1
+    assert network["forward copies"] == 1
 
 
-def test_the_way_back_copies_only_what_comes_from_the_mean(interpreted: dict[str, Any]) -> None:
-    """Of 3 forward, 5 and 3 backward conversions, and 3 more forward: the images twice and for the stem's weights."""
-    assert interpreted["calls"] >= 3 + 5 + 3
-    assert interpreted["copies"] <= 2 + 1 + 2
+def test_the_way_back_copies_only_what_comes_from_the_mean(network: dict[str, Any]) -> None:
+    """Of 3 forward, 5 and 3 backward conversions, and 6 more forward: the images three times, the stem's weights."""
+    assert network["calls"] >= 3 + 5 + 3
+    assert network["copies"] <= 3 + 1 + 2
 
 
-def test_the_models_output_is_an_ordinary_tensor(interpreted: dict[str, Any]) -> None:
-    assert interpreted["output type"] == "Tensor"
-    assert interpreted["whole type"] == "Tensor"
+def test_the_models_output_is_an_ordinary_tensor(network: dict[str, Any]) -> None:
+    assert network["output type"] == "Tensor"
+    assert network["whole type"] == "Tensor"
+
+
+def test_explain_says_what_runs_in_one_kernel(network: dict[str, Any]) -> None:
+    """The stem's output goes to a convolution; the block's to a norm with ReLU, and with the residual too."""
+    stem, first, second, _ = network["explained"]
+    assert "kernel" not in stem
+    assert "images innermost where Triton kernels run, norm + ReLU in one kernel" in first
+    assert "images innermost where Triton kernels run, norm + residual + ReLU in one kernel" in second
+
+
+def test_the_state_keeps_its_names(network: dict[str, Any]) -> None:
+    assert network["state unchanged"]
+
+
+FUSED = {
+    "relu": ["norm + ReLU"],
+    "relu in place": ["norm + ReLU"],
+    "sum and relu": ["norm + residual + ReLU"],
+    "the residual first": ["norm + residual + ReLU"],
+    "sum in place": ["norm + residual + ReLU"],
+    "sum alone": ["norm + residual"],
+    "an ordinary residual": ["norm + residual + ReLU"],
+    "two norms": ["norm + residual + ReLU"],
+    "used twice": ["norm", "norm + ReLU"],
+    "in place and used": ["norm + ReLU"],
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_follows_a_norm(interpreted: dict[str, Any], norm: str, name: str) -> None:
+    """Result, every gradient and the statistics against float64; what is fused is, all else runs on the norm."""
+    found = interpreted[norm][name]
+    assert found["error"] <= 2e-6
+    assert found["fused"] == FUSED.get(name, ["norm"])
+    assert found["type"] == ("Tensor" if name == "joined" else "Innermost")  # torch.cat has a layout of its own
+
+
+def test_an_input_that_changes_meanwhile_is_refused(interpreted: dict[str, Any]) -> None:
+    assert "changed in place" in interpreted["changed"]
