@@ -8,6 +8,8 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o
 # As root, and with more ranks than cores, Open MPI has to be told that this is meant.
 MPI_ENVIRONMENT := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+# Most tests keep one core busy.
+TEST_PROCESSES ?= 2
 RESULTS := benchmarks/results/cpu
 SPARSEPROP ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fedsparse/rivals/sparseprop-0.1.14
 HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
@@ -36,7 +38,7 @@ demo: $(INSTALLED) ## Train dense, on a fixed mask and with FedTiny, and put the
 	$(BIN)/fedsparse compare experiments/demo/*.toml
 
 test: $(INSTALLED) ## Run all tests
-	$(MPI_ENVIRONMENT) GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest
+	$(MPI_ENVIRONMENT) GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 bench: $(INSTALLED) ## Measure layers, steps, memory, an adjustment and messages against the best dense torch and public rivals
 	$(BIN)/python -m benchmarks.layers --csv $(RESULTS)/layers.csv $(if $(wildcard $(SPARSEPROP)),--sparseprop $(SPARSEPROP))
