@@ -241,7 +241,8 @@ def profile(
 ) -> None:
     """Show what one training step takes and keeps, layer by layer, beside the same step dense and under masks.
 
-    Writes profile.json and memory_of_a_step.png; `fedsparse report` draws the picture for a run whose folder has them.
+    Writes profile.json, which has all figures, and memory_of_a_step.png; `fedsparse report` draws the picture for a run
+    whose folder has them.
     """
     import torch
 

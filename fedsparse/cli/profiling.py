@@ -1,4 +1,4 @@
-"""The command `profile`: measures, prints two tables, writes profile.json and the picture."""
+"""The command `profile`: measures, prints tables, writes profile.json and the picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsparse.federated.artefacts import write_atomic
 from fedsparse.report.adjustment import adjustment
 from fedsparse.report.memory_plot import PROFILE, memory_picture, read_profile
 from fedsparse.report.profile import profiles
-from fedsparse.report.profile_table import adjustment_table, layer_table, summary_table
+from fedsparse.report.profile_table import adjustment_table, bytes_table, summary_table, time_table
 from fedsparse.report.style import png, styled
 
 
@@ -28,8 +28,9 @@ def show(experiment: Experiment, steps: int, folder: Path, threads: int) -> None
         found, adjusting = profiles(experiment, loop, steps), adjustment(experiment, loop)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    console.print(layer_table(found))
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(bytes_table(found))
+    console.print(time_table(found))
     console.print(summary_table(found))
     if adjusting is not None:
         console.print(adjustment_table(adjusting))

@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from fedsparse.federated.meter import Counter
 from fedsparse.federated.method import Method
 from fedsparse.nn import SparseLayer
 from fedsparse.nn.walk import buffers_of, parameters_of
-from fedsparse.report.step_recorder import LayerCost, Moment, StepRecorder, leaves
+from fedsparse.report.held import leaves
+from fedsparse.report.step_recorder import LayerCost, Moment, StepRecorder
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class StepProfile:
     """One model's step. Sizes in bytes, times in seconds.
 
     held: alive between steps (model, masks, optimizer state), measured. weights, indices (norm statistics too), masks,
-    optimizer, gradients: those tensors' own sizes. kept: what the forward pass left for the backward pass; peak: the
-    most alive during a step, `held` included, and seconds, the median of a step: both unwatched. active: weights by
-    layer; layers, moments, marks: see StepRecorder; the layers' times are medians of watched steps.
+    optimizer, gradients: those tensors' own sizes. kept: what the forward pass (of a minibatch in pieces: of the first)
+    left for the backward pass; peak: the most alive during a step, `held` included, and seconds, the median of a step:
+    both unwatched. active: weights by layer; layers, moments, marks: see StepRecorder; the layers' times are medians of
+    watched steps, their bytes add up to the step's.
     """
 
     name: str
@@ -90,16 +92,20 @@ def profiles(experiment: Experiment, opened: Loop, steps: int = 5) -> list[StepP
         if isinstance(layer, SparseLayer)
     }
     dense = experiment.model
-    found = [_profile("dense", experiment, Method(), lambda: _own_copy(dense), 0, steps)]
+    found = [_profile("dense", experiment, Method(), lambda: _own_copy(dense), {}, steps)]
     if masks:
-        total = sum(mask.numel() * mask.element_size() for mask in masks.values())
-        found.append(_profile("masked dense", experiment, MaskedDense(masks), lambda: _own_copy(dense), total, steps))
-    found.append(_profile(method.name, experiment, method, lambda: _own_copy(model), 0, steps))
+        found.append(_profile("masked dense", experiment, MaskedDense(masks), lambda: _own_copy(dense), masks, steps))
+    found.append(_profile(method.name, experiment, method, lambda: _own_copy(model), {}, steps))
     return found
 
 
 def _profile(
-    name: str, experiment: Experiment, method: Method, build: Callable[[], nn.Module], masks: int, steps: int
+    name: str,
+    experiment: Experiment,
+    method: Method,
+    build: Callable[[], nn.Module],
+    masks: dict[str, Tensor],
+    steps: int,
 ) -> StepProfile:
     index = np.asarray(experiment.parts[0])
     x, y = experiment.train.batch(index[: experiment.training.batch_size])
@@ -107,7 +113,9 @@ def _profile(
     counter = Counter(parameters_of(experiment.model)[0].device)
     x, y = x.to(counter.device), y.to(counter.device)
     before = counter.live()
-    client = Client(0, 0, experiment.seed, build(), experiment.train, index, experiment.training)
+    # The rivals keep what torch keeps, whatever the run's level is.
+    training = experiment.training if method is experiment.method else replace(experiment.training, activations="dense")
+    client = Client(0, 0, experiment.seed, build(), experiment.train, index, training)
     client.model.train()
     with client.contexts:
         client.keep_activations(experiment.method)
@@ -123,8 +131,10 @@ def _profile(
             client.drop_gradients()
         above = counter.peak() - between
         recorders = [_watched(client, method, x, y, counter) for _ in range(steps)]
-        held = counter.live() - before + masks
+        held = counter.live() - before + _bytes(masks.values())
     last = recorders[-1]
+    for parameter, mask in masks.items():
+        last.layers[parameter.removesuffix(".weight")].held["masks"] = mask.nbytes
     shift = held - last.moments[0].live
     moments = [Moment(m.seconds, m.live + shift, m.peak + shift) for m in last.moments]
     parameters, buffers = parameters_of(client.model), buffers_of(client.model)
@@ -134,9 +144,9 @@ def _profile(
         held,
         _bytes(parameters),
         _bytes(buffers),
-        masks,
+        _bytes(masks.values()),
         _bytes([entry for entry in state if isinstance(entry, Tensor)]),
-        last.gradients,
+        sum(cost.held.get("gradients", 0) for cost in last.layers.values()),
         last.kept,
         held + above,
         statistics.median(times),
@@ -177,8 +187,8 @@ def _active(layer: nn.Module) -> tuple[int, int]:
 
 def _median(cost: LayerCost, all: list[LayerCost]) -> LayerCost:
     forward, backward = (statistics.median(times) for times in zip(*((c.forward, c.backward) for c in all)))
-    return LayerCost(cost.kept, forward, backward)
+    return LayerCost(cost.held, cost.kept, forward, backward)
 
 
-def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

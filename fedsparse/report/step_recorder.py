@@ -14,14 +14,16 @@ from torch.autograd.graph import Node
 from fedsparse.federated.client import Client
 from fedsparse.federated.meter import Counter
 from fedsparse.federated.method import Method
-from fedsparse.nn import SparseLayer
+from fedsparse.report.held import held_by_layer, leaves
+from fedsparse.report.kept import OTHER, REST, functions_of, kept_by_kind
 
 
 @dataclass
 class LayerCost:
-    """kept: bytes that the forward pass left alive; forward, backward: seconds."""
+    """Bytes by kind: held (see `held`) and kept for the backward pass (see `kept`); forward, backward: seconds."""
 
-    kept: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
     forward: float = 0.0
     backward: float = 0.0
 
@@ -35,19 +37,14 @@ class Moment:
     peak: int
 
 
-REST = "(rest)"
-"""What runs in no layer: the loss, functions that a model's `forward` calls itself."""
-
-
 @dataclass
 class StepRecorder:
     """Watches one step of `iterate`, which is given the recorder as its method, no gradient being there yet.
 
-    layers: by name, in the order of their first call; what is kept between two layers counts for the later one, and
-    what is freed there too, so that the figures add up to `kept`. Backward functions are known by torch's sequence
-    numbers as those of the layer whose forward pass made them. marks: seconds at which the backward pass and the
-    optimizer began. kept: bytes that the forward pass left alive for the backward pass; gradients: bytes of them
-    before the optimizer's step.
+    layers: by name, in the order of their first call. Backward functions are known by torch's sequence numbers as those
+    of the layer whose forward pass made them, and what they keep is that layer's. marks: seconds at which the backward
+    pass and the optimizer began. kept: bytes that the forward pass (of a minibatch in pieces: of the first) left alive,
+    by the allocator; what of them no backward function keeps is `REST`'s, as `OTHER`.
     """
 
     method: Method
@@ -56,13 +53,11 @@ class StepRecorder:
     moments: list[Moment] = field(default_factory=list)
     marks: dict[str, float] = field(default_factory=dict)
     kept: int = 0
-    gradients: int = 0
     _spans: list[tuple[int, int, str]] = field(default_factory=list)
     _begun: list[tuple[float, int]] = field(default_factory=list)
     _running: tuple[LayerCost, float] | None = None
     _start: float = 0.0
     _before: int = 0
-    _last: int = 0
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the method has."""
@@ -77,7 +72,6 @@ class StepRecorder:
             handles.append(layer.register_forward_hook(self._leave(name)))
         self.counter.reset()
         self._start, self._before = self.counter.now(), self.counter.live()
-        self._last = self._before
         self._note()
         try:
             yield
@@ -89,19 +83,30 @@ class StepRecorder:
     def loss(self, client: Client, output: Tensor, target: Tensor) -> Tensor:
         """The method's loss; the backward pass follows."""
         loss = self.method.loss(client, output, target)
-        now = self.counter.live()
-        self.layers.setdefault(REST, LayerCost()).kept += now - self._last
-        self.kept = now - self._before
-        self._watch_backward(loss)
-        self.marks["backward"] = self._note()
+        functions = functions_of(loss)
+        if "backward" not in self.marks:
+            self._count_kept(client, functions)
+        for node in functions:
+            self._watch(node, self._owner(node))
+        now = self._note()
+        self.marks.setdefault("backward", now)
         return loss
 
     def step(self, client: Client) -> None:
         """The method's step, watched."""
-        parameters = (p for group in client.optimizer.param_groups for p in group["params"])
-        self.gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+        for name, kinds in held_by_layer(client.model, client.optimizer).items():
+            self.layers.setdefault(name, LayerCost()).held = kinds
         self.marks["optimizer"] = self._end_backward()
         self.method.step(client)
+
+    def _count_kept(self, client: Client, functions: list[Node]) -> None:
+        self.kept = self.counter.live() - self._before
+        before = [*client.tensors.parameters, *client.tensors.buffers, *(client.batch or ())]
+        found = kept_by_kind(functions, self._owner, before)
+        rest = self.kept - sum(sum(kinds.values()) for kinds in found.values())
+        found.setdefault(REST, {})[OTHER] = rest
+        for name, kinds in found.items():
+            self.layers.setdefault(name, LayerCost()).kept = kinds
 
     def _note(self) -> float:
         now = self.counter.now() - self._start
@@ -118,27 +123,13 @@ class StepRecorder:
             begun, first = self._begun.pop()
             cost = self.layers.setdefault(name, LayerCost())
             cost.forward += self.counter.now() - begun
-            live = self.counter.live()
-            cost.kept += live - self._last
-            self._last = live
             self._spans.append((first, _get_sequence_nr(), name))
             self._note()
 
         return hook
 
-    def _watch_backward(self, loss: Tensor) -> None:
-        seen: set[Node] = set()
-        waiting = [loss.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-            if "AccumulateGrad" not in node.name():
-                self._watch(node, self._owner(node._sequence_nr()))
-
-    def _owner(self, number: int) -> str:
+    def _owner(self, node: Node) -> str:
+        number = node._sequence_nr()
         return next((name for first, end, name in self._spans if first <= number < end), REST)
 
     def _watch(self, node: Node, name: str) -> None:
@@ -149,7 +140,7 @@ class StepRecorder:
 
         def before(_: object) -> None:
             self._end_backward()
-            self._running = self.layers[name], self.counter.now()
+            self._running = self.layers.setdefault(name, LayerCost()), self.counter.now()
 
         node.register_prehook(before)
 
@@ -160,12 +151,3 @@ class StepRecorder:
             cost.backward += self.counter.now() - begun
             self._running = None
         return now
-
-
-def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers that hold no others, and sparse ones, by name."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, SparseLayer) or not any(module.children())
-    ]

@@ -76,11 +76,15 @@ def test_profile_shows_layers_and_sizes_and_writes_the_picture(here: Path, capsy
     text = printed(capsys, "profile", config, "--set", "model.name='cnn'", "--steps", "1")
     folder = here / "runs" / "sparse-profile"
     assert re.search(r"kept for the backward pass .* [kM]B .* [kM]B .* [kM]B", text)
-    assert re.search(r"Layers: dense > fedavg", text)
+    assert re.search(r"layer +model +weights +indices +masks +optim\. +grads +activ\. .*kept", text)
+    assert "ms of the forward and the backward pass" in text
     assert str(folder.relative_to(here)) in text
     assert (folder / "memory_of_a_step.png").read_bytes().startswith(b"\x89PNG")
     profile = json.loads((folder / "profile.json").read_text())
     assert [step["name"] for step in profile["steps"]] == ["dense", "masked dense", "fedavg"]
+    layer = next(cost for cost in profile["steps"][2]["layers"].values() if "indices" in cost["held"])
+    assert layer.keys() == {"held", "kept", "forward", "backward"}
+    assert set(layer["held"]) == {"weights", "indices", "optimizer", "gradients"}
     assert {path.name for path in folder.iterdir()} == {"memory_of_a_step.png", "profile.json"}
     assert main(["profile", config, "--out", config]) == 2
     assert capsys.readouterr().err.strip().endswith("sparse.toml is a file but must be a folder")

@@ -1,5 +1,6 @@
 """The profile of a step: sizes by hand on a net of two layers, and what must add up on any."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from invented_runs import MOMENTS, write_profile
+from rich.console import Console
 from torch import nn
 
 from fedsparse.data import Dataset
@@ -14,12 +16,14 @@ from fedsparse.federated import Experiment, Loop, Training, exchange
 from fedsparse.federated.client import Client, iterate
 from fedsparse.federated.meter import Counter
 from fedsparse.federated.method import Method
-from fedsparse.methods import FedAvg, FedDST, FedTiny, PruneFL
+from fedsparse.methods import FedAvg, FedDST, FedMef, FedTiny, PruneFL
 from fedsparse.report.adjustment import adjustment
+from fedsparse.report.kept import OTHER, REST
 from fedsparse.report.memory_plot import memory_of_a_step, memory_picture, outline, read_profile
 from fedsparse.report.profile import StepProfile, profiles
+from fedsparse.report.profile_table import bytes_table, summary_table, time_table
 from fedsparse.report.records import RecordError, RunRecord
-from fedsparse.report.step_recorder import REST, StepRecorder
+from fedsparse.report.step_recorder import StepRecorder
 
 
 def data(samples: int = 16) -> Dataset:
@@ -58,10 +62,9 @@ def of(trial: Experiment, steps: int) -> list[StepProfile]:
 
 
 def test_what_layers_keep_by_hand() -> None:
-    """Batch 16, 4 -> 8 -> 2, no biases. The first product leaves its output, 16 * 8 floats. ReLU keeps its own output,
-    and the first product's is freed behind it, so that the next layer is charged 16 * 2 - 16 * 8 floats: the logits come
-    and that output goes. The loss keeps its log-probabilities, 16 * 2, and itself, a float; the flattened input is the
-    batch. Beside the loss's one float more: the total weight that the mean divides by.
+    """Batch 16, 4 -> 8 -> 2, no biases. The first product keeps its input, which is the batch, and so nothing new; ReLU
+    keeps its own output, 16 * 8 floats, which the second product keeps too: counted once. The loss keeps its
+    log-probabilities, 16 * 2, and the total weight that the mean divides by; the logits and the loss itself are alive.
     """
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
     client = Client(0, 0, 0, net, data(), np.arange(16), Training(batch_size=16))
@@ -71,14 +74,103 @@ def test_what_layers_keep_by_hand() -> None:
         recorder = StepRecorder(Method(), Counter(torch.device("cpu")))
         with recorder.watching(net):
             iterate(client, recorder, x, y)  # type: ignore[arg-type]
-    kept = {name: cost.kept for name, cost in recorder.layers.items()}
-    assert kept == {"0": 0, "1": 512, "2": 512, "3": 128 - 512, REST: 128 + 4 + 4}
-    assert recorder.kept == sum(kept.values())
-    assert recorder.gradients == 4 * (4 * 8 + 8 * 2)
+    kept = {name: cost.kept for name, cost in recorder.layers.items() if cost.kept}
+    assert kept == {"2": {"activations": 512}, REST: {"activations": 128 + 4, OTHER: 128 + 4}}
+    assert recorder.kept == 512 + 132 + 132
+    held = {name: cost.held for name, cost in recorder.layers.items() if cost.held}
+    assert held == {
+        "1": {"weights": 128, "optimizer": 128, "gradients": 128},
+        "3": {"weights": 64, "optimizer": 64, "gradients": 64},
+    }
     for layer in ("1", "2", "3", REST):
         assert recorder.layers[layer].backward > 0, layer
     assert recorder.layers["1"].forward > 0
     assert 0 < recorder.marks["backward"] < recorder.marks["optimizer"]
+
+
+WHOLE, STATISTICS = 32 * 16 * 8 * 8 * 4, 2 * 16 * 4
+"""Bytes of an activation of the net of `experiment`, and of a mean and a deviation a channel."""
+INPUT = 32 * 3 * 8 * 8 * 4
+OF_THE_LOSS = {"activations": 32 * 2 * 4 + 4, OTHER: 32 * 2 * 4 + 4}
+NORM = {"activations": WHOLE, "statistics": STATISTICS}
+DENSE = {"1": NORM, "2": {"activations": WHOLE}, "4": NORM, "5": {"activations": WHOLE}}
+LEAVES = {"activations": WHOLE}
+"""The tensor that the linear layer has: what left the blocks."""
+
+
+def packed(entries: int, count: int) -> dict[str, int]:
+    """32 images in 2 blocks of 16: a bit an entry, `count` bfloat16 an image, and where the blocks' values start."""
+    return {"packed": 32 * entries // 8 + 32 * count * 2 + 3 * 8}
+
+
+SPARSE: dict[str, dict[str, dict[str, int]]] = {
+    # A norm runs with its ReLU, in the latter; what it keeps of a convolution's output is its own.
+    "dense": {"0": {"activations": INPUT}, "2": NORM, "3": {"activations": WHOLE}, "5": NORM, "7": LEAVES},
+    # The first convolution has so few weights that it is run again; factors and shifts make the ReLU's output again.
+    "lossless": {
+        "0": {"activations": INPUT}, "2": {"statistics": STATISTICS}, "3": {"statistics": STATISTICS},
+        "5": NORM, "7": LEAVES,
+    },
+    "bf16": {
+        "0": {"activations": INPUT}, "2": {"statistics": STATISTICS}, "3": {"statistics": STATISTICS},
+        "5": {"bfloat16": WHOLE // 2, "bits": WHOLE // 32, "statistics": STATISTICS}, "7": LEAVES,
+    },
+    "recompute": {
+        "0": {"activations": INPUT}, "2": {"statistics": STATISTICS}, "3": {"statistics": STATISTICS},
+        "5": {"statistics": STATISTICS}, "7": LEAVES,
+    },
+    # A fifth of 3 * 8 * 8 = 192 is 38, of 16 * 8 * 8 = 1024 it is 205.
+    "pruned(0.2, bf16)": {
+        "0": packed(192, 38), "3": packed(1024, 205), "7": LEAVES,
+        **{layer: {"bfloat16": WHOLE // 2, "bits": WHOLE // 32, "statistics": STATISTICS} for layer in ("2", "5")},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", SPARSE)
+def test_what_layers_hold_and_keep_by_kind(level: str) -> None:
+    """Every byte of a step has its layer and kind, at each level; the rivals keep what torch keeps."""
+    dense, masked, sparse = of(experiment(0.1, activations=level), steps=1)
+    for step, wanted in ((dense, DENSE), (masked, DENSE), (sparse, SPARSE[level])):
+        kept = {name: cost.kept for name, cost in step.layers.items() if cost.kept}
+        assert kept == {**wanted, REST: OF_THE_LOSS}, step.name
+        assert step.kept == sum(sum(kinds.values()) for kinds in kept.values())
+    weights = 3 * 16 * 9
+    parameters = dict.fromkeys(("weights", "optimizer", "gradients"), 4 * (weights + 16))
+    assert dense.layers["0"].held == parameters
+    assert masked.layers["0"].held == {**parameters, "masks": 4 * weights}
+    active = sparse.active["0"][0] - 16
+    parameters = dict.fromkeys(("weights", "optimizer", "gradients"), 4 * (active + 16))
+    assert sparse.layers["0"].held == {**parameters, "indices": 4 * (17 + 4 + 3 * active)}, "rows, columns, transpose"
+    norm = dict.fromkeys(("weights", "optimizer", "gradients"), 2 * 16 * 4)
+    assert sparse.layers["1"].held == {**norm, "indices": 2 * 16 * 4 + 8}, "running statistics and their counter"
+
+
+def test_kinds_of_a_network_without_norms() -> None:
+    """NSConv makes the values that its convolution keeps for the gradient to its input: those of the second layer."""
+    trial = replace(experiment(activations="dense"), method=FedMef(density=0.1, interval=1, last=5))
+    sparse = of(trial, steps=1)[-1]
+    active = sparse.active["3"][0] - 2 * 16  # bias and gain
+    assert sparse.layers["3"].kept == {"values": 4 * active}
+    assert sparse.layers["2"].kept == {"activations": WHOLE}
+    assert sparse.kept == sum(sum(cost.kept.values()) for cost in sparse.layers.values())
+    assert sparse.layers[REST].kept == OF_THE_LOSS
+
+
+def test_the_tables_have_every_kind_in_100_columns() -> None:
+    """A row for each model and layer; sums of the kinds in the step's table."""
+    steps = of(experiment(0.1, activations="pruned(0.2, bf16)"), steps=1)
+    written = io.StringIO()
+    console = Console(width=100, file=written)
+    for table in (bytes_table(steps), time_table(steps), summary_table(steps)):
+        console.print(table)
+    lines = [line.split() for line in written.getvalue().splitlines()]
+    assert "\u2026" not in written.getvalue(), "nothing is cut off"
+    heads = "layer model weights indices masks optim. grads activ. bf16 packed bits stats kept"
+    assert heads.split() in lines
+    rows = [line for line in lines if line[1:2] == ["fedavg"] or line[:1] == ["fedavg"]]
+    assert rows[0][-6:] == ["\u2013", "\u2013", "3.2", "\u2013", "\u2013", "3.2"], "3224 bytes packed, no other kind"
+    assert any(line[:2] == ["\u2502", "packed"] and line[-5:-3] == ["20.5", "kB"] for line in lines), "3224 + 17240"
 
 
 @pytest.mark.parametrize("density", [1.0, 0.1])
@@ -91,7 +183,8 @@ def test_figures_add_up(density: float) -> None:
         assert step.held == step.weights + step.indices + step.masks + step.optimizer
         assert step.peak == max(moment.peak for moment in step.moments)
         assert step.peak >= step.held + step.kept
-        assert step.kept == sum(cost.kept for cost in step.layers.values())
+        for kind in ("weights", "indices", "masks", "optimizer", "gradients"):
+            assert getattr(step, kind) == sum(cost.held.get(kind, 0) for cost in step.layers.values()), kind
         assert step.optimizer == step.weights == step.gradients, "momentum"
         assert step.moments[0].live == step.moments[-1].live == step.held
         assert step.seconds > 0
