@@ -19,7 +19,7 @@ from fedsparse.federated.server import Server
 from fedsparse.federated.total import Total
 from fedsparse.federated.validate import UpdateError
 from fedsparse.federated.worker import Worker
-from fedsparse.wire import Spec, encode
+from fedsparse.wire import Spec, Values, WireError, decode, encode
 
 VERDICT = struct.Struct("<qqd")
 
@@ -52,6 +52,15 @@ class Pending(NamedTuple):
     client: int
     samples: int
     sections: Sections
+
+
+def sum_of(data: memoryview, clients: list[int]) -> Sections:
+    """What a rank's sum of these clients adds; WireError where it is no sum, or of others."""
+    sections = decode(data).sections
+    held = sections.pop("clients", None)
+    if not isinstance(held, Values) or held.array.tolist() != clients:
+        raise WireError(f"it is not that of clients {clients}")
+    return sections
 
 
 @dataclass

@@ -164,11 +164,9 @@ class Loop:
     def result(self, status: str, total_seconds: float) -> Record:
         """What a run says of itself; every cost in it was measured."""
         server, text = self.server, self.text
-        ranks, lost = self.workers.ranks_and_lost()
         facts = {
             "status": status,
-            "ranks": ranks,
-            "lost_ranks": lost,
+            **dict(zip(("ranks", "lost_ranks"), self.workers.ranks_and_lost(), strict=True)),
             "density": server.density(),
             "parameters": server.parameter_count,
             "macs": self._macs(),
@@ -176,6 +174,7 @@ class Loop:
             "bytes_down": self.down,
             "bytes_up": self.up,
             "opening": self.opening,
+            "closing": {"incidents": self.workers.incidents()},
             "total_seconds": total_seconds,
         }
         return result_of(self.experiment, self.records, facts, text)

@@ -14,12 +14,12 @@ from fedsparse.comm.mpi import Link, Received
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
 from fedsparse.federated.jobs import NOBODY, Job, Order
-from fedsparse.federated.local_sums import Verdict
+from fedsparse.federated.local_sums import Verdict, sum_of
 from fedsparse.federated.scheduling import Pace
 from fedsparse.federated.worker import Worker
 from fedsparse.federated.worker_rank import ANSWER, ORDER
 from fedsparse.federated.workers import Done, Incident, RankSum, Tag, carry_out, deliver
-from fedsparse.wire import Values, WireError, decode
+from fedsparse.wire import WireError
 
 log = logging.getLogger("fedsparse")
 
@@ -46,8 +46,7 @@ class MPIWorkers:
         startup: float = 300.0,
         local_sums: bool = False,
     ) -> None:
-        self.local_sums = local_sums
-        self.own = own
+        self.local_sums, self.own = local_sums, own
         if own is not None:
             own.between = self._attend
         self.link, self.samples, self.failures = link, samples, failures
@@ -103,7 +102,7 @@ class MPIWorkers:
         return self.link.size, sorted(self.link.lost)
 
     def close(self, seconds: float = 10.0) -> None:
-        """Tell the ranks to stop, and end those that are still at work or do not say goodbye, so that none stays.
+        """Tell the ranks to stop, and end those still at work or that say no goodbye: incidents, as all lost by then.
 
         A rank that has left may already say hello to this job's next run, which gets to hear it.
         """
@@ -124,6 +123,9 @@ class MPIWorkers:
         for rank in leaving - self.link.lost:
             self.link.give_up(rank)
         self.link.flush(seconds)
+        for rank in sorted(self.link.lost - self._told):
+            self._told.add(rank)
+            self._report(rank, None, f"lost: {'at work' if rank in self.orders else 'gone'} when the run was over")
 
     def _look(self, seconds: float) -> bool:
         """Hand out what waits and take the next message, for which to wait that long; whether one came."""
@@ -252,11 +254,8 @@ class MPIWorkers:
     def _take_sum(self, rank: int, data: memoryview) -> RankSum | None:
         """A rank's sum; one that cannot be read costs the rank, and others train its clients again."""
         try:
-            sections = decode(data).sections
-            clients = sections.pop("clients")
-            if not isinstance(clients, Values) or clients.array.tolist() != self._job.summed[rank]:
-                raise WireError(f"it is not that of clients {self._job.summed[rank]}")
-        except (WireError, KeyError) as error:
+            sections = sum_of(data, self._job.summed[rank])
+        except WireError as error:
             self._report(rank, None, f"sent a sum that cannot be used: {error}")
             self.link.give_up(rank)
             return None

@@ -59,10 +59,16 @@ def loss_rows(runs: list[RunRecord]) -> list[tuple[str, int | str, str, str]]:
     return [
         (run.label, when, who_of(entry), entry["reason"])
         for run in runs
-        for when, record in [("opening", run.result.get("opening", {})), *((r["round"], r) for r in run.rounds)]
+        for when, record in parts_of(run)
         for kind in ("rejected", "dropped", "incidents")
         for entry in record.get(kind, [])
     ]
+
+
+def parts_of(run: RunRecord) -> list[tuple[int | str, dict[str, Any]]]:
+    """Return the run's opening, its rounds by number, and its closing."""
+    opening, closing = ((when, run.result.get(when, {})) for when in ("opening", "closing"))
+    return [opening, *((record["round"], record) for record in run.rounds), closing]
 
 
 def who_of(entry: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from fedsparse.comm.mpi import Link, Received
 from fedsparse.federated import mpi_workers, worker_rank
 from fedsparse.federated.errors import StoppedError
 from fedsparse.federated.experiment import Failures
+from fedsparse.federated.jobs import Order
 from fedsparse.federated.local_sums import Verdict
 from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.ranks import server_works
@@ -54,6 +55,21 @@ def test_a_rank_that_says_hello_to_the_next_run_while_another_still_leaves_is_he
     assert message is not None
     assert (message.source, message.tag, bytes(message.data)) == (1, Tag.HELLO, hello)
     assert second.receive(0.0) is None, "once"
+
+
+def test_ranks_lost_since_the_last_round_are_incidents_once() -> None:
+    """Rank 1 is at work for a client that nobody waits for, and rank 2 says no goodbye; rank 1 is named with its end."""
+    workers = MPIWorkers(Scripted(), [5], Failures())
+    workers.ready = {1, 2}
+    workers.orders[1] = Order(7, 0, "", time.monotonic(), wanted=False)
+    workers.close(0.1)
+    assert [(entry["rank"], entry["reason"]) for entry in workers.incidents()] == [
+        (1, "lost: at work when the run was over"),
+        (2, "lost: gone when the run was over"),
+    ]
+    assert workers.ranks_and_lost() == (3, [1, 2])
+    workers.close(0.1)
+    assert workers.incidents() == []
 
 
 class Busy(Scripted):

@@ -94,6 +94,8 @@ def one_run(argument: str, kept: list[_Loop]) -> None:
     }
     for what in ("rejected", "dropped", "incidents"):
         found[what] = [[r["round"], e.get("client"), e["reason"]] for r in records for e in r[what]]
+    entries = [e for part in (result["opening"], *records, result["closing"]) for e in part["incidents"]]
+    found["named"] = sorted(e["rank"] for e in entries if e["reason"].startswith("lost"))
     print(json.dumps(found), flush=True)
 
 

@@ -58,6 +58,8 @@ def start(ranks: int, *faults: str, ulfm: bool = True, **environment: str) -> su
 
 def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for row in rows:
+        assert row["named"] == row["lost"], "every lost rank is an incident, and none is twice"
     return {row["fault"]: row for row in rows}
 
 

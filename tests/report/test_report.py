@@ -48,10 +48,13 @@ def test_lost_ranks_are_named_and_so_is_what_failed_before_the_first_round(three
     path = three_runs[2] / "result.json"
     result = json.loads(path.read_text())
     lost = {"rank": 4, "client": None, "reason": "lost: its process ended"}
-    path.write_text(json.dumps(result | {"ranks": 9, "lost_ranks": [1, 4], "opening": {"incidents": [lost]}}))
+    closing = {"incidents": [{"rank": 1, "client": None, "reason": "lost: gone when the run was over"}]}
+    ranks = {"ranks": 9, "lost_ranks": [1, 4], "opening": {"incidents": [lost]}, "closing": closing}
+    path.write_text(json.dumps(result | ranks))
     page = write_report(read_runs(three_runs[2:]), three_runs[2], "one").read_text()
     assert "<th>MPI ranks</th><td>9, lost: 1, 4</td>" in page
     assert "<td>opening</td><td>rank 4</td><td>lost: its process ended</td>" in page
+    assert "<td>closing</td><td>rank 1</td><td>lost: gone when the run was over</td>" in page
     several = write_report(read_runs(three_runs), three_runs[2], "several").read_text()
     assert several.count("MPI ranks: 9, lost: 1, 4; ") == several.count("MPI ranks") == 1
 
