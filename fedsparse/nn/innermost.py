@@ -184,4 +184,12 @@ def _batch_norm(
     return _waiting(x, partial(ops.innermost_normed, plain, *statistics, weight, bias, training, eps))
 
 
-_NORMS: dict[Any, Handler] = {F.batch_norm: _batch_norm}
+def _group_norm(
+    x: Any, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Any:
+    if not _takes(x, weight, bias) or num_groups < 1 or x.shape[1] % num_groups or x.numel() <= len(x) * num_groups:
+        return NotImplemented
+    return _waiting(x, partial(ops.innermost_group_norm, x.as_subclass(Tensor), num_groups, weight, bias, eps))
+
+
+_NORMS: dict[Any, Handler] = {F.batch_norm: _batch_norm, F.group_norm: _group_norm}

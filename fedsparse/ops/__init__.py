@@ -7,7 +7,7 @@
     selection    topk, topk_segmented, grow_scores, GrowSearch
     activations  pack_activation, relu                     what is kept of them for the backward pass
     weights      standardise: of NSConv, row by row
-    innermost    innermost_norm: batch norm of what the Triton convolutions return
+    innermost    innermost_norm, innermost_group_norm: norms of what the Triton convolutions return
     blocked      blocked_conv2d, batch_norm, group_norm, blocked_max, blocked_average: on images in blocks
 
 `use_backend` forces a back end, `active_backend` says which one runs; on the CPU each pass takes the faster of sparse
@@ -22,6 +22,7 @@ from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
+from fedsparse.ops.innermost_group_norm import innermost_group_norm
 from fedsparse.ops.innermost_norm import (
     innermost_norm,
     innermost_normed,
@@ -61,6 +62,7 @@ __all__ = [
     "group_norm",
     "grow_scores",
     "index_map",
+    "innermost_group_norm",
     "innermost_norm",
     "innermost_normed",
     "innermost_statistics",

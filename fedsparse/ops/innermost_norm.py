@@ -24,12 +24,13 @@ def stands_innermost(x: Tensor) -> bool:
     return x.permute(1, 2, 3, 0).is_contiguous()
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
     """[C, H W B] of x, a view where its images stand innermost."""
     return x.permute(1, 2, 3, 0).contiguous().flatten(1)
 
 
-def _images(rows: Tensor, like: Tensor) -> Tensor:
+def images_of(rows: Tensor, like: Tensor) -> Tensor:
+    """[B, C, H, W], whose images stand innermost, of rows [C, ...] of a tensor of that shape."""
     batch, channels, high, wide = like.shape
     return rows.view(channels, high, wide, batch).permute(3, 0, 1, 2)
 
@@ -54,24 +55,24 @@ class InnermostNorm(torch.autograd.Function):
         from fedsparse.kernels import norm
 
         ctx.eps, ctx.training = eps, training
-        rows = None if residual is None else _rows(residual)
-        y, bits = norm.batch_norm(_rows(x), mean, variance, weight, bias, eps, rows, relu)
+        rows = None if residual is None else rows_of(residual)
+        y, bits = norm.batch_norm(rows_of(x), mean, variance, weight, bias, eps, rows, relu)
         ctx.save_for_backward(x, weight, mean, variance, bits)
-        return _images(y, x)
+        return images_of(y, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and the residual."""
-        from fedsparse.kernels import norm
+        from fedsparse.kernels.norm_backward import batch_norm_backward
 
         x, weight, mean, variance, bits = ctx.saved_tensors
-        rows, wanted = (_rows(gy), _rows(x)), ctx.needs_input_grad[3]
-        dx, dweight, dbias, of_residual = norm.batch_norm_backward(
+        rows, wanted = (rows_of(gy), rows_of(x)), ctx.needs_input_grad[3]
+        dx, dweight, dbias, of_residual = batch_norm_backward(
             *rows, mean, variance, weight, ctx.eps, ctx.training, bits, wanted
         )
-        dresidual = None if of_residual is None else _images(of_residual, x)
-        return _images(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 5
+        dresidual = None if of_residual is None else images_of(of_residual, x)
+        return images_of(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 5
 
 
 def innermost_statistics(
@@ -82,12 +83,12 @@ def innermost_statistics(
     In training those of x, by which the running ones, float32 [C], move (unbiased); else the running ones, copied.
     ValueError where training has one number a channel, or where statistics are given neither way.
     """
-    from fedsparse.kernels import norm
+    from fedsparse.kernels.moments import batch_moments
 
     if training:
         if x.numel() <= x.shape[1]:
             raise ValueError(f"innermost_norm: training needs more than one number a channel, not {tuple(x.shape)}.")
-        return norm.batch_moments(_rows(x.detach()), running_mean, running_variance, momentum)
+        return batch_moments(rows_of(x.detach()), running_mean, running_variance, momentum)
     if running_mean is None or running_variance is None:
         raise ValueError("innermost_norm: without training, running statistics are needed.")
     return running_mean.clone(), running_variance.clone()

@@ -52,6 +52,32 @@ def test_batch_norm_with_a_residual_and_a_relu(shape: tuple[int, ...], dtype: to
         assert error(ours, theirs.cpu()) <= LIMITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("shape", "groups"), [((64, 32, 8, 8), 8), ((6, 5, 7, 9), 1), ((130, 6, 33, 31), 6)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_group_norm(shape: tuple[int, ...], groups: int, dtype: torch.dtype, fused: bool) -> None:
+    """Alone, and with a residual and a ReLU whose mask our output says; float64 on the device."""
+    x, residual = (
+        random(*shape, dtype=dtype, seed=seed).cuda().permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+        for seed in (0, 4)
+    )
+    own = [each.requires_grad_() for each in ((x, residual) if fused else (x,))]
+    own += [random(shape[1], seed=seed).cuda().requires_grad_() for seed in (1, 2)]
+    gy = random(*shape, dtype=dtype, seed=3).cuda()
+    poison()
+    added = own[1] if fused else None
+    y = ops.innermost_group_norm(own[0], groups, own[-2], own[-1], 1e-5, added, relu=fused)
+    found = torch.autograd.grad(y, own, gy)
+    wide = [each.detach().double().requires_grad_() for each in own]
+    total = F.group_norm(wide[0], groups, wide[-2], wide[-1], 1e-5)
+    total = total + wide[1] if fused else total
+    expected = total.detach().relu() if fused else total.detach()
+    assert error(y.detach(), expected.cpu()) <= LIMITS[dtype]
+    wanted = torch.autograd.grad(total, wide, torch.where(y > 0, gy, 0).double() if fused else gy.double())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert error(ours, theirs.cpu()) <= LIMITS[dtype]
+
+
 @pytest.mark.parametrize("granularity", [1, 16])
 def test_a_network_in_the_layout_and_out_of_it(granularity: int) -> None:
     torch.manual_seed(0)

@@ -171,5 +171,5 @@ def changed_input() -> str:
 
 
 if __name__ == "__main__":
-    result = {"network": network(), "batch": tails("batch"), "changed": changed_input()}
+    result = {"network": network(), "batch": tails("batch"), "group": tails("group"), "changed": changed_input()}
     json.dump(result, sys.stdout)

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from innermost_interpreted import TAILS
 from interpreted import run
 
-NORMS = ("batch",)
+NORMS = ("batch", "group")
 
 
 @pytest.fixture(scope="module")

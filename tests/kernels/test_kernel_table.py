@@ -5,7 +5,8 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks.gpu import kernel_table
-from benchmarks.gpu.kernel_list import Listed, kernels
+from benchmarks.gpu.kernel_list import kernels
+from benchmarks.gpu.listed import Listed
 from benchmarks.gpu.machine_code import Code, MissingToolError
 
 LISTED = kernels()

@@ -1,13 +1,15 @@
-"""Batch norm of images that stand innermost, in the interpreter, against torch's in float64."""
+"""Norms of images that stand innermost, in the interpreter, against torch's in float64."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from group_norm_interpreted import GROUP_CASES
 from interpreted import run
 from norm_interpreted import CASES, innermost
 
+from fedsparse.ops.innermost_group_norm import innermost_group_norm
 from fedsparse.ops.innermost_norm import stands_innermost
 
 # Of y; a half type's rounding goes into every sum of the gradients. 1000 loses 2^10 of float32's 2^24 in x itself.
@@ -28,6 +30,30 @@ def test_against_float64(interpreted: dict[str, dict[str, float]], name: str) ->
     limit = 1e-3 if name == "far from zero" else TOLERANCE[dtype]
     for what, error in found.items():
         assert error <= limit, f"{what}: {error:.2e}"
+
+
+@pytest.fixture(scope="module")
+def of_groups() -> dict[str, dict[str, float]]:
+    return run("group_norm_interpreted.py")
+
+
+@pytest.mark.parametrize("name", GROUP_CASES)
+def test_group_norm_against_float64(of_groups: dict[str, dict[str, float]], name: str) -> None:
+    _, _, dtype, affine = GROUP_CASES[name]
+    found = of_groups[name]
+    operands = {"x", *(("weight", "bias") if affine else ()), *(("residual",) if "residual" in name else ())}
+    assert set(found) == {"y"} | operands
+    limit = 1e-3 if name == "far from zero" else TOLERANCE[dtype]
+    for what, error in found.items():
+        assert error <= limit, f"{what}: {error:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "said"), [((4, 6, 2, 2), 4, "must divide"), ((4, 6, 1, 1), 6, "one number")]
+)
+def test_group_norm_refuses(shape: tuple[int, ...], groups: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        innermost_group_norm(torch.randn(shape), groups, None, None, 1e-5)
 
 
 def test_which_tensors_stand_innermost() -> None:
