@@ -4,8 +4,9 @@ Three tasks (`benchmarks/rivals/tasks.py`), the same torch models, random data a
 local epoch of plain SGD. Ours encodes, counts, decodes and judges every message; the rivals pass arrays. The rivals run
 in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), made at the first call, with the torch
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
-cannot run is "not measured", with the reason. Of the rounds after one of warm-up (ENGINE_ROUNDS and ENGINE_WARM_UP set
-how many) the cheapest counts, for every engine: what others do on the machine at the time is not the engine's.
+cannot run, or has not ended in ENGINE_LIMIT seconds (600), is "not measured", with the reason. Of the rounds after one
+of warm-up (ENGINE_ROUNDS and ENGINE_WARM_UP set how many) the cheapest counts, for every engine: what others do on the
+machine at the time is not the engine's.
 
 Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """
@@ -16,10 +17,12 @@ import argparse
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 import venv
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +32,15 @@ import numpy as np
 import torch
 
 from benchmarks.results import header, write_csv
-from benchmarks.rivals.tasks import TASKS, WARM_UP, Clock, Task, build, images
+from benchmarks.rivals.tasks import TASKS, WARM_UP, Clock, Task, build, images, tree
 from fedsparse.data import Dataset
 from fedsparse.federated import Experiment, Loop, Training
 from fedsparse.methods import FedAvg
 
 RIVALS = Path(__file__).parent / "rivals"
 PACKAGES = {"pfl": "pfl[pytorch]>=0.6", "flower": "flwr[simulation]"}
+LIMIT = float(os.environ.get("ENGINE_LIMIT", "600"))
+"""Seconds that a rival may take for a task, its start included."""
 ENGINES = ("plain", "dense", "sparse", *PACKAGES)
 """The training alone; this library dense and at density 0.1 (not linear, whose only layer is the last); the rivals."""
 
@@ -73,18 +78,32 @@ def ours(task: Task, density: float) -> Row:
 def rival(name: str, task: str) -> Row:
     """A task in another engine, in its own environment and process."""
     try:
-        python = environment(name)
-        command = [str(python), f"{name}_run.py", task]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=RIVALS, check=True)
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        said: dict[str, Any] = json.loads(output([str(environment(name)), f"{name}_run.py", task]).splitlines()[-1])
     except subprocess.CalledProcessError as error:
         last = (error.stderr or error.stdout or "it ended without a word").strip().splitlines()[-1]
         return Row(name, reason=f"exit code {error.returncode}: {last}")
-    except (OSError, subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:
+    except subprocess.TimeoutExpired:
+        return Row(name, reason=f"it did not end in {LIMIT:g} s and was stopped")
+    except (OSError, IndexError, json.JSONDecodeError) as error:
         return Row(name, reason=f"{type(error).__name__}: {error}".splitlines()[0])
     if said["torch"] != torch.__version__:
         return Row(name, said["version"], reason=f"it has torch {said['torch']}, not {torch.__version__}")
     return _row(name, said["version"], said["rounds"])
+
+
+def output(command: list[str]) -> str:
+    """What a command prints; after LIMIT seconds it and its descendants, which outlive it in Ray, are ended."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=RIVALS) as process:
+        try:
+            said, errors = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            for pid in tree(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, said, errors)
+    return said
 
 
 def environment(name: str) -> Path:

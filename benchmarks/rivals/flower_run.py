@@ -1,7 +1,8 @@
 """A task in Flower's simulation: `python flower_run.py TASK`, run by its own interpreter; prints JSON.
 
 One virtual client at a time (num_cpus = 1 of 1), so that all engines use one core. CPU seconds are those of the whole
-process tree, Ray's processes included.
+process tree, Ray's processes included. Ray unpickles this file's classes for every client, so what is to be made once
+a process, the data, is kept in a module.
 """
 
 import json
@@ -25,18 +26,13 @@ from torch.nn import functional
 
 TASK = TASKS[sys.argv[1] if len(sys.argv) > 1 else os.environ["RIVAL_TASK"]]
 os.environ["RIVAL_TASK"] = TASK.model
-MOST = 3  # rounds measured: one takes many seconds
 
 
 class TorchClient(NumPyClient):
     """Local SGD on a client's samples."""
 
-    data = None
-
     def __init__(self, number: int) -> None:
-        if TorchClient.data is None:  # once a Ray worker, not once a client
-            TorchClient.data = images(TASK)
-        self.x, self.y = TorchClient.data
+        self.x, self.y = images(TASK)
         self.part = slice(number * TASK.samples, (number + 1) * TASK.samples)
 
     def fit(self, parameters, config):
@@ -80,7 +76,7 @@ def server(context: Context) -> ServerAppComponents:
         fraction_evaluate=0.0,
         initial_parameters=first,
     )
-    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=min(TASK.rounds, MOST) + WARM_UP))
+    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=TASK.rounds + WARM_UP))
 
 
 if __name__ == "__main__":

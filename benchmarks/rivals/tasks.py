@@ -1,5 +1,6 @@
 """What every engine runs: data and models of the three tasks, and how a round is timed. Plain torch only."""
 
+import functools
 import os
 import time
 from dataclasses import dataclass, replace
@@ -36,8 +37,9 @@ if "ENGINE_ROUNDS" in os.environ:
     TASKS = {name: replace(task, rounds=int(os.environ["ENGINE_ROUNDS"])) for name, task in TASKS.items()}
 
 
+@functools.cache
 def images(task: Task) -> tuple[Tensor, Tensor]:
-    """All clients' images, float32, one client after the other, and their classes."""
+    """All clients' images, float32, one client after the other, and their classes; made once a process."""
     generator = torch.Generator().manual_seed(0)
     count = task.clients * task.samples
     labels = torch.randint(task.classes, (count,), generator=generator)
@@ -107,6 +109,11 @@ class Clock:
 
 def tree_seconds() -> float:
     """CPU seconds so far of this process and of all that descend from it and are alive (Linux)."""
+    return sum(tree(os.getpid()).values())
+
+
+def tree(root: int) -> dict[int, float]:
+    """The process `root` and all that descend from it and are alive, each with its CPU seconds so far (Linux)."""
     parents, seconds = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -115,7 +122,7 @@ def tree_seconds() -> float:
             continue
         pid = int(path.parent.name)
         parents[pid], seconds[pid] = int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    mine = {os.getpid()}
-    while grown := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= grown
-    return sum(seconds.get(pid, 0.0) for pid in mine)
+    found = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return {pid: seconds[pid] for pid in found if pid in seconds}
