@@ -7,7 +7,7 @@ from torch import Tensor
 SIZES = (
     *("entries", "strips", "splits", "steps", "parts", "length", "run", "plane", "shift", "first", "width", "offset"),
     *("nnz", "rows", "groups", "blocks", "all_blocks", "channels", "high", "wide", "out_high", "out_wide"),
-    *("pixels", "images"),
+    *("pixels", "images", "clients"),
 )
 """Arguments by whose value no kernel is compiled anew: a mask change or another batch size must not cost a compile.
 

@@ -46,11 +46,13 @@ def listed(
     constants: dict[str, Any],
     warps: int,
     tensor_cores: bool = False,
+    fusion: bool = True,
 ) -> Listed:
     """pointers: "name:type ...", in order before the sizes, int32 but for eps and momentum."""
     signature = {name: f"*{kind}" for name, kind in (each.split(":") for each in pointers.split())}
     signature |= {name: "fp32" if name in ("eps", "momentum") else "i32" for name in sizes.split()}
-    return Listed(label, partial(triton_code, label, kernel, signature, constants, warps), tensor_cores)
+    compiled = partial(triton_code, label, kernel, signature, constants, warps, fusion=fusion)
+    return Listed(label, compiled, tensor_cores)
 
 
 def stored(precision: str) -> str:

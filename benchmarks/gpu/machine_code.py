@@ -68,10 +68,12 @@ def triton_code(
     arch: int = 90,
     aligned_sizes: bool = False,
     disassembled: bool = True,
+    fusion: bool = True,
 ) -> Code:
     """A Triton kernel for sm_<arch>; pointers are multiples of 16 bytes, sizes of 16 only where `aligned_sizes`.
 
-    Instructions are counted in the machine code, or where it is not `disassembled`, in the PTX that it was made of.
+    fusion: whether a product and a sum may be rounded once. Instructions are counted in the machine code, or where it
+    is not `disassembled`, in the PTX that it was made of.
     """
     aligned = {
         (place,): [["tt.divisibility", 16]]
@@ -80,7 +82,8 @@ def triton_code(
     }
     types = dict(signature) | dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, types, constexprs=dict(constants), attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    options = {"num_warps": warps, "enable_fp_fusion": fusion}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -35,7 +35,7 @@ SECTIONS = (
     Section("sparse_ops", "Sparse ops (forward / input gradient / weight gradient)", 16),
     Section("engine_steps", "The engine's local training, launched and with recorded steps", 14),
     Section("norms", "Norm, residual and ReLU in one kernel (forward / backward)", 10),
-    Section("selection", "topk and growth", 12),
+    Section("selection", "topk, growth and sums of reports", 12),
     Section("clients", "Clients on one GPU, dense", 20),
     Section("cohorts", "Clients trained at once", 24),
     Section("compiled", "Dense steps under torch.compile (launched / replayed from a graph)", 45),

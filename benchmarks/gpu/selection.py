@@ -1,4 +1,4 @@
-"""topk over the weights of ResNet-18 and growth of its largest layer, against torch.topk and a dense gradient."""
+"""topk over ResNet-18, growth of its largest layer and sums of clients' reports of it, against what torch has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.ops.pack_activation import pack_bits
 from fedsparse.topology import Topology
 
 from .bench import Bench, checked
@@ -19,6 +20,8 @@ _LAYERS = ((64 * 64, 4), (64 * 128, 1), (128 * 128, 3), (128 * 256, 1), (256 * 2
 SIZES = [9 * weights for weights, layers in _LAYERS for _ in range(layers)]
 SHARE = 0.05
 _WHOLE, _LAYERWISE, _GROWTH = "top 5% of 11.0M scores", "top 5% of each of 16 layers", "growth of 1% of 512x512x3x3 b64"
+
+_SUMS = "sum of 10 reports of 512x512x3x3 density 5%"
 
 
 def cases() -> list[Case]:
@@ -34,6 +37,8 @@ def cases() -> list[Case]:
         ),
         Case(f"{_GROWTH}, dense gradient and torch.topk", dense_growth),
         Case(f"{_GROWTH}, tiles", tiled_growth, versus=f"{_GROWTH}, dense gradient and torch.topk"),
+        Case(f"{_SUMS}, torch", partial(sums, backend="dense"), seconds=1.0),
+        Case(f"{_SUMS}, one kernel", partial(sums, backend="triton"), versus=f"{_SUMS}, torch", seconds=1.0),
     ]
 
 
@@ -113,3 +118,22 @@ def tiled_growth(bench: Bench) -> Measured:
         timing: Timing = bench.time(run, flush=True)
         peak = bench.peak(run)
     return Measured({"growth": timing}, error, peak)
+
+
+def sums(bench: Bench, backend: str) -> Measured:
+    """`ops.sparse_sum` of clients whose masks differ; the integers are those of the CPU."""
+    if backend == "triton":
+        bench.need_cuda("Triton")
+    clients, size = bench.size(10, 3), 9 * bench.size(512, 6) ** 2
+    flags = torch.rand(clients, size, generator=torch.Generator().manual_seed(11)) < SHARE
+    values = torch.randn(int(flags.sum()), generator=torch.Generator().manual_seed(12))
+    bits, shares = pack_bits(flags), [1 / clients] * clients
+    expected = ops.sparse_sum(bits, values, shares)
+    there = bits.to(bench.device), values.to(bench.device)
+    with ops.use_backend(backend):
+        found = ops.sparse_sum(*there, shares)
+        wrong = sum(float((a.cpu() != b).sum()) for a, b in zip(found, expected, strict=True))
+        error = checked(wrong, 0.0, "the number of sums that differ")
+        timing = bench.time(lambda: ops.sparse_sum(*there, shares), flush=True)
+        peak = bench.peak(lambda: ops.sparse_sum(*there, shares))
+    return Measured({"sum": timing}, error, peak)

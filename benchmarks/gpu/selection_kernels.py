@@ -1,10 +1,10 @@
-"""What packs, counts and selects in the list of Triton kernels."""
+"""What packs, counts, selects and sums in the list of Triton kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedsparse.kernels import grow_scores, pack, topk
+from fedsparse.kernels import grow_scores, pack, sparse_mean, topk
 
 from .listed import Listed, listed
 
@@ -60,3 +60,18 @@ def selection_kernels() -> Iterator[Listed]:
             {"BLOCK": 512},
             4,
         )
+
+
+def report_kernels() -> Iterator[Listed]:
+    """Sums of clients' reports."""
+    block = {"BLOCK": 512}
+    yield listed("count_union", sparse_mean.count_union_kernel, "bits:u8 counts:i32", "run clients", block, 4)
+    yield listed(
+        "add_reports",
+        sparse_mean.add_reports_kernel,
+        "bits:u8 values:fp32 firsts:i64 scales:fp64 weights:i64 starts:i64 places:i64 sums:i64 totals:i64",
+        "run clients",
+        block,
+        4,
+        fusion=False,
+    )

@@ -5,6 +5,7 @@
     layout       unpack, gather                            values to the dense weight and back
     masks        changed, index_map, transposed            a change of the mask
     selection    topk, topk_segmented, grow_scores, GrowSearch
+    reports      sparse_sum, sparse_mean: of clients with different masks
     activations  pack_activation, relu                     what is kept of them for the backward pass
     weights      standardise: of NSConv, row by row
     innermost    innermost_norm, innermost_group_norm: norms of what the Triton convolutions return
@@ -33,6 +34,7 @@ from fedsparse.ops.load import compiled, load_libraries
 from fedsparse.ops.masks import changed, index_map, transposed
 from fedsparse.ops.pack_activation import PackedActivation, pack_activation
 from fedsparse.ops.relu_bits import relu
+from fedsparse.ops.sparse_mean import sparse_mean, sparse_sum
 from fedsparse.ops.spmm import sddmm, spmm, spmm_t
 from fedsparse.ops.standardise import standardise
 from fedsparse.ops.topk import topk, topk_segmented
@@ -72,6 +74,8 @@ __all__ = [
     "relu",
     "runs_triton",
     "sddmm",
+    "sparse_mean",
+    "sparse_sum",
     "spmm",
     "spmm_t",
     "standardise",

@@ -78,3 +78,9 @@ def checked_backend(op: str, table: Mapping[str, _T], device: torch.device) -> s
     if name not in table:
         raise ValueError(f"{op} has no back end {name!r}; choose one of {', '.join(table)}.")
     return name
+
+
+def kernel_backend(op: str, table: Mapping[str, _T], device: torch.device) -> str:
+    """As `checked_backend`, but on CUDA Triton kernels where none is forced and triton is installed."""
+    name = checked_backend(op, table, device)
+    return "triton" if name == "dense" and not is_forced() and device.type == "cuda" and has_triton() else name

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import checked_backend, is_forced, runs_triton
+from fedsparse.ops.backend import kernel_backend
 from fedsparse.ops.blocked import check_batch, check_blocked
 from fedsparse.ops.load import define, require_compiled
 
@@ -180,9 +180,7 @@ _BACKENDS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
 
 def _functions(op: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
     """Of the active back end: to pack, and to unpack."""
-    name = checked_backend(op, _BACKENDS, device)
+    name = kernel_backend(op, _BACKENDS, device)
     if name == "cpu":
         require_compiled("cpu")
-    if name == "dense" and not is_forced() and device.type == "cuda" and runs_triton(device):
-        name = "triton"
     return _BACKENDS[name]

@@ -54,6 +54,14 @@ def test_both_ways_of_counting_see_the_same_kinds() -> None:
             assert not counts["local"] + counts["atomic"] + counts["mma"]
 
 
+def test_reports_are_scaled_and_rounded_one_after_the_other() -> None:
+    """A fused multiply-add would round once, and give other bits than the CPU."""
+    (listed,) = (each for each in LISTED if each.label == "add_reports")
+    ptx = compiled(listed, 90).ptx
+    assert "mul.rn.f64" in ptx
+    assert "fma.rn.f64" not in ptx
+
+
 def test_every_triton_kernel_is_listed() -> None:
     """A kernel that is added without a line in the list is seen."""
     import ast
