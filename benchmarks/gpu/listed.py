@@ -48,9 +48,9 @@ def listed(
     tensor_cores: bool = False,
     fusion: bool = True,
 ) -> Listed:
-    """pointers: "name:type ...", in order before the sizes, int32 but for eps and momentum."""
+    """pointers: "name:type ...", in order before the sizes, int32 but for eps, momentum and limit."""
     signature = {name: f"*{kind}" for name, kind in (each.split(":") for each in pointers.split())}
-    signature |= {name: "fp32" if name in ("eps", "momentum") else "i32" for name in sizes.split()}
+    signature |= {name: "fp32" if name in ("eps", "momentum", "limit") else "i32" for name in sizes.split()}
     compiled = partial(triton_code, label, kernel, signature, constants, warps, fusion=fusion)
     return Listed(label, compiled, tensor_cores)
 

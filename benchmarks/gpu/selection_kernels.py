@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedsparse.kernels import grow_scores, pack, sparse_mean, topk
+from fedsparse.kernels import grow_scores, pack, relu, sparse_mean, topk
 
 from .listed import Listed, listed
 
 
 def activation_kernels() -> Iterator[Listed]:
-    """Packing and unpacking of activations."""
+    """Packing and unpacking of activations, and ReLU with its bits."""
+    for kind, whole in (("fp32", True), ("bf16", True), ("bf16", False), ("fp64", True)):
+        how, ending = {"ALIGNED": whole, "BLOCK": 1024}, f"{kind}{'' if whole else ' odd size'}"
+        yield listed(f"relu {ending}", relu.relu_kernel, f"x:{kind} y:{kind} bits:u8", "run limit", how, 4)
+        pointers = f"gy:{kind} bits:u8 dx:{kind}"
+        yield listed(f"relu_gradient {ending}", relu.relu_gradient_kernel, pointers, "run", how, 4)
     sizes, block = "run parts steps", {"BLOCK": 1024}
     for kind, stored in (("fp32", "bf16"), ("fp32", "fp32"), ("bf16", "bf16"), ("fp64", "fp64")):
         bits = {"BITS": 64 if kind == "fp64" else 32}

@@ -6,7 +6,8 @@ The bit is set where 0 < y < limit; the limit is infinite, or 6 for ReLU6.
 
 torch's ReLU keeps its output, four bytes an element, which is also the input of the next layer; where that layer
 stores its input packed, the ReLU would keep the dense tensor alive.
-Back ends: cpu (C++), dense and reference (torch, any device).
+Back ends: cpu (C++), triton (one kernel each way, on x as it stands in memory: the default on CUDA where triton is
+installed, but not within torch.compile), dense and reference (torch, any device).
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import checked_backend
+from fedsparse.ops.backend import kernel_backend
 from fedsparse.ops.load import define, require_compiled
 from fedsparse.ops.pack_activation import pack_bits, unpack_bits
 
@@ -41,12 +42,13 @@ class Relu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool, limit: float) -> Tensor:
         """The output; with inplace it is x."""
-        y = x.clamp_(0, limit) if inplace else x.clamp(0, limit)
         if inplace:
             ctx.mark_dirty(x)
-        if ctx.needs_input_grad[0]:
-            ctx.backend = checked_backend("relu", _BACKENDS, x.device)
-            ctx.save_for_backward(_BACKENDS[ctx.backend][0](y, limit))
+        if not ctx.needs_input_grad[0]:
+            return _clamped(x, limit, inplace)
+        ctx.backend = _backend(x)
+        y, bits = _BACKENDS[ctx.backend][0](x, limit, inplace)
+        ctx.save_for_backward(bits)
         return y
 
     @staticmethod
@@ -73,21 +75,58 @@ class ReluGradient(torch.autograd.Function):
 
 def relu(x: Tensor, inplace: bool = False, limit: float = math.inf) -> Tensor:
     """min(max(x, 0), limit), differentiable, of any order; x of any shape, float32 or float64 (on CUDA any floats)."""
-    if checked_backend("relu", _BACKENDS, x.device) == "cpu":
+    if _backend(x) == "cpu":
         require_compiled("cpu")
-    return Relu.apply(x, inplace, limit)
+    if _backend(x) != "triton" or inplace or x.is_contiguous():
+        return Relu.apply(x, inplace, limit)
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)  # as it stands in memory: no copy
+    back = [order.index(dim) for dim in range(x.dim())]
+    return Relu.apply(x.permute(order), inplace, limit).permute(back)
 
 
-def _reference_bits(y: Tensor, limit: float) -> Tensor:
-    return pack_bits(~((y <= 0) | (y >= limit)).reshape(1, -1)).flatten()
+def _backend(x: Tensor) -> str:
+    name = kernel_backend("relu", _BACKENDS, x.device)
+    return "dense" if name == "triton" and (x.numel() >= 2**31 or torch.compiler.is_compiling()) else name
+
+
+def _clamped(x: Tensor, limit: float, inplace: bool) -> Tensor:
+    return x.clamp_(0, limit) if inplace else x.clamp(0, limit)
+
+
+def _compiled(x: Tensor, limit: float, inplace: bool) -> tuple[Tensor, Tensor]:
+    y = _clamped(x, limit, inplace)
+    return y, torch.ops.fedsparse.relu_bits(y, limit)
+
+
+def _reference(x: Tensor, limit: float, inplace: bool) -> tuple[Tensor, Tensor]:
+    y = _clamped(x, limit, inplace)
+    return y, pack_bits(~((y <= 0) | (y >= limit)).reshape(1, -1)).flatten()
 
 
 def _reference_gradient(gy: Tensor, bits: Tensor) -> Tensor:
     return torch.where(unpack_bits(bits[None], gy.numel()).reshape(gy.shape), gy, 0)
 
 
-_BACKENDS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "cpu": (torch.ops.fedsparse.relu_bits, torch.ops.fedsparse.relu_gradient),
-    "dense": (_reference_bits, _reference_gradient),
-    "reference": (_reference_bits, _reference_gradient),
+def _triton(x: Tensor, limit: float, inplace: bool) -> tuple[Tensor, Tensor]:
+    from fedsparse.kernels import relu as kernels
+
+    if x.is_contiguous():
+        return kernels.relu(x, limit, inplace)
+    y, bits = kernels.relu(x.contiguous(), limit)
+    return (x.copy_(y), bits) if inplace else (y, bits)
+
+
+def _triton_gradient(gy: Tensor, bits: Tensor) -> Tensor:
+    from fedsparse.kernels import relu as kernels
+
+    return kernels.relu_gradient(gy.contiguous(), bits)
+
+
+Forward = Callable[[Tensor, float, bool], tuple[Tensor, Tensor]]
+_BACKENDS: dict[str, tuple[Forward, Callable[[Tensor, Tensor], Tensor]]] = {
+    "cpu": (_compiled, torch.ops.fedsparse.relu_gradient),
+    "triton": (_triton, _triton_gradient),
+    "condensed": (_triton, _triton_gradient),
+    "dense": (_reference, _reference_gradient),
+    "reference": (_reference, _reference_gradient),
 }
