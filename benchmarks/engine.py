@@ -6,7 +6,8 @@ in an environment of their own, `~/.cache/fedsparse-rivals` (FEDSPARSE_RIVALS), 
 that runs this benchmark. Flower's CPU seconds are those of its process tree, Ray's processes included. A rival that
 cannot run, or has not ended in ENGINE_LIMIT seconds (600), is "not measured", with the reason. Of the rounds after one
 of warm-up (ENGINE_ROUNDS and ENGINE_WARM_UP set how many) the cheapest counts, for every engine: what others do on the
-machine at the time is not the engine's.
+machine at the time is not the engine's. With `--repeat N` the engines run in turn N times, since two processes that do
+the same may differ by a fifth: the table has the cheapest and the dearest of an engine's runs.
 
 Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """
@@ -47,12 +48,15 @@ ENGINES = ("plain", "dense", "sparse", *PACKAGES)
 
 @dataclass(frozen=True)
 class Row:
-    """A measured engine; or, with a reason, one that was not."""
+    """A measured engine; or, with a reason, one that was not. wall, cpu: seconds of the cheapest round; of several runs
+    of the cheapest one, and `dearest` is the cpu of the dearest.
+    """
 
     engine: str
     version: str = ""
     wall: float = float("nan")
     cpu: float = float("nan")
+    dearest: float = float("nan")
     reason: str = ""
 
 
@@ -129,7 +133,16 @@ def environment(name: str) -> Path:
 
 def _row(engine: str, version: str, rounds: list[tuple[float, float]]) -> Row:
     wall, cpu = (min(column) for column in zip(*rounds))
-    return Row(engine, version, wall, cpu)
+    return Row(engine, version, wall, cpu, cpu)
+
+
+def best(runs: list[Row]) -> Row:
+    """An engine's runs as one row; those that failed do not count where another did not."""
+    measured = [row for row in runs if not row.reason]
+    if not measured:
+        return runs[0]
+    cheapest = min(measured, key=lambda row: row.cpu)
+    return replace(cheapest, dearest=max(row.cpu for row in measured))
 
 
 def show(name: str, task: Task, rows: list[Row]) -> None:
@@ -142,8 +155,9 @@ def show(name: str, task: Task, rows: list[Row]) -> None:
         if row.reason:
             print(f"| {row.engine} {row.version} | not measured: {row.reason} | | |")
         else:
-            each = 1000 * row.cpu / task.per_round
-            print(f"| {row.engine} {row.version} | {row.cpu:.3f} | {row.wall:.3f} | {each:.2f} |", flush=True)
+            low, high = (1000 * cpu / task.per_round for cpu in (row.cpu, row.dearest))
+            each = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+            print(f"| {row.engine} {row.version} | {row.cpu:.3f} | {row.wall:.3f} | {each} |", flush=True)
 
 
 def plain(task: Task) -> Row:
@@ -183,13 +197,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="all by default")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="all by default")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each engine, the engines in turn (1)")
     parser.add_argument("--csv", type=Path, help="the folder for TASK.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(header("engine"))
     for name in options.tasks or TASKS:
         engines = [engine for engine in options.engine or ENGINES if (engine, name) != ("sparse", "linear")]
-        rows = [measure(engine, name) for engine in engines]
+        runs = [[measure(engine, name) for engine in engines] for _ in range(options.repeat)]
+        rows = [best(list(runs_of_one)) for runs_of_one in zip(*runs)]
         show(name, TASKS[name], rows)
         if options.csv:
             merge(options.csv / f"{name}.csv", rows)

@@ -63,7 +63,19 @@ def test_a_rival_that_fails_is_not_measured_and_says_why(
 def test_of_a_rivals_rounds_the_cheapest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"version": "0.6", "torch": torch.__version__, "rounds": [[3.0, 2.0], [2.5, 2.5]]}
     stand_in(tmp_path, f"print({json.dumps(said)!r})", monkeypatch)
-    assert engine.rival("pfl", "cnn") == engine.Row("pfl", "0.6", wall=2.5, cpu=2.0)
+    assert engine.rival("pfl", "cnn") == engine.Row("pfl", "0.6", wall=2.5, cpu=2.0, dearest=2.0)
+
+
+def test_of_an_engines_runs_the_cheapest_counts_and_the_dearest_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = engine.Row("pfl", reason="exit code 1")
+    runs = [engine.Row("pfl", "0.6", 1.5, 1.2, 1.2), failed, engine.Row("pfl", "0.6", 1.1, 1.0, 1.0)]
+    row = engine.best(runs)
+    assert row == engine.Row("pfl", "0.6", wall=1.1, cpu=1.0, dearest=1.2)
+    assert engine.best([failed, failed]) == failed
+    engine.show("cnn", TASKS["cnn"], [row, failed])
+    *_, measured, other = capsys.readouterr().out.splitlines()
+    assert measured == "| pfl 0.6 | 1.000 | 1.100 | 20.00 to 24.00 |"
+    assert "not measured: exit code 1" in other
 
 
 def test_data_is_made_once_a_process_and_is_what_a_task_says() -> None:
