@@ -39,6 +39,58 @@ def outputs_of(
 
 
 @triton.jit
+def origins_of(
+    m: tl.tensor,
+    blocks: tl.tensor,
+    wide: tl.tensor,
+    out_high: tl.tensor,
+    out_wide: tl.tensor,
+    STRIDE_Y: tl.constexpr,
+    STRIDE_X: tl.constexpr,
+    PADDING_Y: tl.constexpr,
+    PADDING_X: tl.constexpr,
+    LANES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Of the outputs m whether they exist; of their first tap row and column, and where it stands in a channel."""
+    lane, block, right, down = outputs_of(m, blocks, out_wide, LANES)
+    top = down * STRIDE_Y - PADDING_Y
+    left = right * STRIDE_X - PADDING_X
+    return down < out_high, top, left, ((top * wide + left) * blocks + block) * LANES + lane
+
+
+@triton.jit
+def shifts_of(
+    cols: tl.tensor,
+    e: tl.tensor,
+    live: tl.tensor,
+    blocks: tl.tensor,
+    high: tl.tensor,
+    wide: tl.tensor,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    DILATION_Y: tl.constexpr,
+    DILATION_X: tl.constexpr,
+    LANES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Of the entries e how far they are from a first tap: down, right, and in memory from that of channel 0."""
+    channel, below, beside = taps_of(cols, e, live, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X)
+    return below, beside, ((channel * high + below) * wide + beside) * blocks * LANES
+
+
+@triton.jit
+def unpadded(
+    y: tl.tensor, x: tl.tensor, high: tl.tensor, wide: tl.tensor, PADDING_Y: tl.constexpr, PADDING_X: tl.constexpr
+) -> tl.tensor:
+    """Whether row y and column x are within the image, for taps of outputs that exist: without padding all are."""
+    inside = tl.full(y.shape, 1, tl.int1)
+    if PADDING_Y > 0:
+        inside &= within(y, high)
+    if PADDING_X > 0:
+        inside &= within(x, wide)
+    return inside
+
+
+@triton.jit
 def within(y: tl.tensor, size: tl.tensor) -> tl.tensor:
     """0 <= y < size, by one comparison."""
     return y.to(tl.uint32, bitcast=True) < size.to(tl.uint32)

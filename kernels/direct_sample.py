@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .addresses import Geometry, accumulator, constants, list_of, outputs_of, search_steps, split, taps_of
+from .addresses import Geometry, accumulator, constants, list_of, origins_of, search_steps, shifts_of, split, unpadded
 from .direct import Tile
 from .launch import SIZES, check_size, on
 
@@ -52,7 +52,9 @@ def direct_sample_kernel(
     client = tl.program_id(1).to(tl.int64)
     j = group * NONZEROS + tl.arange(0, NONZEROS)
     live = j < nnz
-    channel, below, beside = taps_of(cols, j, live, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X)
+    below, beside, j_at = shifts_of(
+        cols, j, live, blocks, high, wide, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X, LANES
+    )
     row = list_of(indptr, j, live, rows, SEARCH)
     run = out_high * out_wide * blocks * LANES
     x += client * blocks * channels * high * wide * LANES
@@ -60,15 +62,15 @@ def direct_sample_kernel(
     acc = tl.zeros((NONZEROS, OUTPUTS), ACC)
     for step in range(steps):
         m = (part * steps + step) * OUTPUTS + tl.arange(0, OUTPUTS)
-        lane, block, right, down = outputs_of(m, blocks, out_wide, LANES)
-        inside = down < out_high
-        y = (down * STRIDE_Y - PADDING_Y)[None, :] + below[:, None]
-        z = (right * STRIDE_X - PADDING_X)[None, :] + beside[:, None]
+        inside, top, left, x_at = origins_of(
+            m, blocks, wide, out_high, out_wide, STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, LANES
+        )
         take = live[:, None] & inside[None, :]
         g = tl.load(gy + (m[None, :] + (row * run)[:, None]), mask=take, other=0.0).to(ACC)
-        take &= (y >= 0) & (y < high) & (z >= 0) & (z < wide)
-        x_at = ((channel * high)[:, None] * wide + y * wide + z) * (blocks * LANES) + (block * LANES + lane)[None, :]
-        acc += g * tl.load(x + x_at, mask=take, other=0.0).to(ACC)
+        take &= unpadded(
+            top[None, :] + below[:, None], left[None, :] + beside[:, None], high, wide, PADDING_Y, PADDING_X
+        )
+        acc += g * tl.load(x + (j_at[:, None] + x_at[None, :]), mask=take, other=0.0).to(ACC)
     total = tl.sum(acc, axis=1)
     tl.store(parts + (part * tl.num_programs(1) + client) * nnz + j, total, mask=live)
 

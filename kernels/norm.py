@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bits import store_flags
 from .launch import SIZES, check_size, on
 from .moments import BLOCK, aligned, how
 
@@ -46,10 +47,8 @@ def norm_kernel(
         out = out.to(y.dtype.element_ty).to(tl.float32)
         below = out <= 0
         out = tl.where(below, 0.0, out)
-        ones = tl.reshape(tl.where(below, 0, 1), (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :]
-        pitch = (run + 7) // 8
-        to = tl.program_id(0) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
-        tl.store(bits + channel.to(tl.int64) * pitch + to, tl.sum(ones, axis=1).to(tl.uint8), mask=to < pitch)
+        of_row = bits + channel.to(tl.int64) * ((run + 7) // 8)
+        store_flags(of_row, tl.program_id(0) * BLOCK, tl.where(below, 0, 1), run, BLOCK)
     tl.store(y + row + at, out.to(y.dtype.element_ty), mask=at < run)
 
 

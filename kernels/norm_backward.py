@@ -10,15 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bits import rectified
 from .launch import SIZES, on
 from .moments import BLOCK, aligned, how, parts_of
-
-
-@triton.jit
-def rectified(g: tl.tensor, bits: tl.tensor, at: tl.tensor, run: tl.tensor) -> tl.tensor:
-    """g where the bit is set, else 0; bits of one row, lowest first."""
-    byte = tl.load(bits + at // 8, mask=at < run, other=0).to(tl.int32)
-    return tl.where((byte >> (at % 8)) & 1 != 0, g, 0.0)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bits import flags_at, places_before
 from .launch import SIZES, check_size, on
-from .topk import narrow_kernel
+from .topk import compared, counted, narrow_kernel
 
 _BLOCK = 1024
 _PROGRAMS = 1024
@@ -55,9 +56,8 @@ def count_digits_kernel(
     total = tl.zeros((256,), tl.int32)
     for step in range(steps):
         at = (program % parts * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        key = magnitudes_of(tl.load(x + at, mask=at < run, other=0.0), BITS) >> shift
-        live = (at < run) & ((key >> 8) == (found.to(key.dtype) >> shift) >> 8)
-        total += tl.histogram((key & 255).to(tl.int32), 256, mask=live)
+        key = magnitudes_of(tl.load(x + at, mask=at < run, other=0.0), BITS)
+        total = counted(total, key, found, shift, at < run)
     tl.store(counts + program * 256 + tl.arange(0, 256), total)
 
 
@@ -83,17 +83,11 @@ def tally_magnitudes_kernel(
     for step in range(steps):
         at = (program % parts * steps + step) * BLOCK + tl.arange(0, BLOCK)
         key = magnitudes_of(tl.load(x + at, mask=at < run, other=0.0), BITS)
-        higher += ((at < run) & (key > found.to(key.dtype))).to(tl.int32)
-        same += ((at < run) & (key == found.to(key.dtype))).to(tl.int32)
+        is_higher, is_same = compared(key, found, at < run)
+        higher += is_higher
+        same += is_same
     tl.store(above + program, tl.sum(higher, axis=0))
     tl.store(equal + program, tl.sum(same, axis=0))
-
-
-@triton.jit
-def places_before(flags: tl.tensor) -> tl.tensor:
-    """Of int32 flags [BYTES, 8], how many are set before each, bytes first."""
-    of_byte = tl.sum(flags, axis=1)
-    return (tl.cumsum(of_byte, axis=0) - of_byte)[:, None] + tl.cumsum(flags, axis=1) - flags
 
 
 @triton.jit
@@ -138,24 +132,14 @@ def pack_kernel(
         begin = (program % parts * steps + step) * BLOCK
         at = begin + byte[:, None] * 8 + bit[None, :]
         entry = tl.load(x + at, mask=at < run, other=0.0)
-        key = magnitudes_of(entry, BITS)
-        is_same = ((at < run) & (key == found.to(key.dtype))).to(tl.int32)
-        taken = (at < run) & (key > found.to(key.dtype))
-        taken |= (is_same > 0) & (same + places_before(is_same) < left)
+        is_higher, is_same = compared(magnitudes_of(entry, BITS), found, at < run)
+        taken = (is_higher > 0) | ((is_same > 0) & (same + places_before(is_same) < left))
         flags = taken.to(tl.int32)
         tl.store(values + kept + places_before(flags), stored_as(entry, values.dtype.element_ty), mask=taken)
         packed = tl.sum(flags << bit[None, :], axis=1)
         tl.store(bits + begin // 8 + byte, packed.to(tl.uint8), mask=begin + byte * 8 < run)
         kept += tl.sum(tl.sum(flags, axis=1), axis=0)
         same += tl.sum(tl.sum(is_same, axis=1), axis=0)
-
-
-@triton.jit
-def flags_at(bits: tl.tensor, begin: tl.tensor, run: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
-    """int32 [BLOCK / 8, 8] of a row's bits from entry `begin`, a multiple of 8, on; 0 beyond the row."""
-    byte = tl.arange(0, BLOCK // 8)
-    loaded = tl.load(bits + begin // 8 + byte, mask=begin + byte * 8 < run, other=0).to(tl.int32)
-    return (loaded[:, None] >> tl.arange(0, 8)[None, :]) & 1
 
 
 @triton.jit(do_not_specialize=SIZES)

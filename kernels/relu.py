@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bits import rectified, store_flags
 from .launch import SIZES, check_size, on
 from .moments import BLOCK, aligned, how
-from .norm_backward import rectified
 
 
 @triton.jit
@@ -37,14 +37,13 @@ def relu_kernel(
 ) -> None:
     """One program: a block; x and y may be the same."""
     run = aligned(run, ALIGNED)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.program_id(0) * BLOCK
+    at = begin + tl.arange(0, BLOCK)
     entry = entries_at(x, at, run)
     below = entry <= 0
     above = entry >= limit
+    store_flags(bits, begin, tl.where(below | above, 0, 1), run, BLOCK)
     out = tl.where(below, 0.0, tl.where(above, limit, entry)).to(y.dtype.element_ty)
-    ones = tl.reshape(tl.where(below | above, 0, 1), (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :]
-    to = tl.program_id(0) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
-    tl.store(bits + to, tl.sum(ones, axis=1).to(tl.uint8), mask=to < (run + 7) // 8)
     tl.store(y + at, out, mask=at < run)
 
 

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bits import flags_at, places_before
 from .launch import SIZES, check_size, on
-from .pack import count_bits_kernel, flags_at, places_before
+from .pack import count_bits_kernel
 
 _BLOCK = 512
 _WARPS = 4

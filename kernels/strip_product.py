@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .addresses import Geometry, Sizes, constants, outputs_of, precision, taps_of, within
+from .addresses import Geometry, Sizes, constants, origins_of, precision, shifts_of, unpadded
 from .launch import SIZES, check_size, interpreting, on
 from .strip_tiles import product_tile
 
@@ -68,12 +68,10 @@ def strip_product_kernel(
     tile = tl.program_id(0) // strips
     client = tl.program_id(1)
     m = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    lane, block, right, down = outputs_of(m, blocks, out_wide, LANES)
-    inside = down < out_high
-    top = down * STRIDE_Y - PADDING_Y
-    left = right * STRIDE_X - PADDING_X
+    inside, top, left, x_at = origins_of(
+        m, blocks, wide, out_high, out_wide, STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, LANES
+    )
     x_client = x + client.to(tl.int64) * blocks * channels * high * wide * LANES
-    x_at = ((top * wide + left) * blocks + block) * LANES + lane
     begin = tl.load(starts + strip)
     end = tl.load(starts + strip + 1)
     v = tl.arange(0, V)
@@ -82,13 +80,13 @@ def strip_product_kernel(
     for first in tl.range(begin, end, ENTRIES, num_stages=STAGES):
         e = first + tl.arange(0, ENTRIES)
         live = e < end
-        channel, below, beside = taps_of(cols, e, live, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X)
-        e_at = ((channel * high + below) * wide + beside) * blocks * LANES
+        below, beside, e_at = shifts_of(
+            cols, e, live, blocks, high, wide, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X, LANES
+        )
         take = inside[:, None] & live[None, :]
-        if PADDING_Y > 0:
-            take &= within(top[:, None] + below[None, :], high)
-        if PADDING_X > 0:
-            take &= within(left[:, None] + beside[None, :], wide)
+        take &= unpadded(
+            top[:, None] + below[None, :], left[:, None] + beside[None, :], high, wide, PADDING_Y, PADDING_X
+        )
         rows = tl.load(x_client + (x_at[:, None] + e_at[None, :]), mask=take, other=0.0)
         w = tl.load(w_client + (e[:, None] * V + v[None, :]), mask=live[:, None], other=0.0)
         if UPCAST:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .addresses import Geometry, constants, outputs_of, precision, split, taps_of, within
+from .addresses import Geometry, constants, origins_of, precision, shifts_of, split, unpadded
 from .launch import SIZES, check_size, interpreting, on
 from .strip_tiles import sample_tile
 
@@ -63,21 +63,19 @@ def strip_sample_kernel(
     for first in range(begin, end, ENTRIES):
         e = first + tl.arange(0, ENTRIES)
         live = e < end
-        channel, below, beside = taps_of(cols, e, live, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X)
-        e_at = ((channel * high + below) * wide + beside) * blocks * LANES
+        below, beside, e_at = shifts_of(
+            cols, e, live, blocks, high, wide, KERNEL_Y, KERNEL_X, DILATION_Y, DILATION_X, LANES
+        )
         acc = tl.zeros((ENTRIES, V), tl.float32)
         for step in tl.range(0, steps, num_stages=STAGES):
             m = (split * steps + step) * OUTPUTS + tl.arange(0, OUTPUTS)
-            lane, block, right, down = outputs_of(m, blocks, out_wide, LANES)
-            inside = down < out_high
-            top = down * STRIDE_Y - PADDING_Y
-            left = right * STRIDE_X - PADDING_X
-            x_at = ((top * wide + left) * blocks + block) * LANES + lane
+            inside, top, left, x_at = origins_of(
+                m, blocks, wide, out_high, out_wide, STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, LANES
+            )
             take = live[:, None] & inside[None, :]
-            if PADDING_Y > 0:
-                take &= within(top[None, :] + below[:, None], high)
-            if PADDING_X > 0:
-                take &= within(left[None, :] + beside[:, None], wide)
+            take &= unpadded(
+                top[None, :] + below[:, None], left[None, :] + beside[:, None], high, wide, PADDING_Y, PADDING_X
+            )
             rows = tl.load(x_client + (e_at[:, None] + x_at[None, :]), mask=take, other=0.0)
             g_at = m[:, None] + ((strip * V + v) * row)[None, :]
             g = tl.load(g_client + g_at, mask=inside[:, None], other=0.0)

@@ -41,6 +41,32 @@ def keys_of(scores: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     return tl.where(scores != scores, highest, keys)
 
 
+@triton.jit
+def counted(total: tl.tensor, keys: tl.tensor, found: tl.tensor, shift: tl.tensor, live: tl.tensor) -> tl.tensor:
+    """total [256] and the live keys' bytes at `shift`, of those whose higher bytes are those of `found`."""
+    keys = keys >> shift
+    live &= (keys >> 8) == (found.to(keys.dtype) >> shift) >> 8
+    return total + tl.histogram((keys & 255).to(tl.int32), 256, mask=live)
+
+
+@triton.jit
+def compared(keys: tl.tensor, found: tl.tensor, live: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Whether the live keys are above `found`, and whether equal: int32, 0 or 1."""
+    found = found.to(keys.dtype)
+    return (live & (keys > found)).to(tl.int32), (live & (keys == found)).to(tl.int32)
+
+
+@triton.jit
+def part_of(
+    segments: tl.tensor, begins: tl.tensor, ends: tl.tensor, keys: tl.tensor, steps: tl.tensor, BLOCK: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Of this program its segment, where its part begins and ends, and the segment's key so far."""
+    segment = tl.load(segments + tl.program_id(0))
+    begin = tl.load(begins + tl.program_id(0))
+    end = tl.minimum(tl.load(ends + segment), begin + steps * BLOCK)
+    return segment, begin, end, tl.load(keys + segment)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def count_bytes_kernel(
     scores: tl.tensor,
@@ -56,17 +82,12 @@ def count_bytes_kernel(
 ) -> None:
     """One program: counts [programs, 256] of the byte at `shift` in its part of a segment."""
     program = tl.program_id(0)
-    segment = tl.load(segments + program)
-    begin = tl.load(begins + program)
-    end = tl.minimum(tl.load(ends + segment), begin + steps * BLOCK)
-    found = tl.load(keys + segment)
+    _, begin, end, found = part_of(segments, begins, ends, keys, steps, BLOCK)
     total = tl.zeros((256,), tl.int32)
     for step in range(steps):
         at = begin + step * BLOCK + tl.arange(0, BLOCK)
-        live = at < end
-        key = keys_of(tl.load(scores + at, mask=live, other=0.0), BITS) >> shift
-        live &= (key >> 8) == (found.to(key.dtype) >> shift) >> 8
-        total += tl.histogram((key & 255).to(tl.int32), 256, mask=live)
+        key = keys_of(tl.load(scores + at, mask=at < end, other=0.0), BITS)
+        total = counted(total, key, found, shift, at < end)
     tl.store(counts + program * 256 + tl.arange(0, 256), total)
 
 
@@ -111,18 +132,14 @@ def tally_kernel(
 ) -> None:
     """One program: how many keys of its part are above the segment's key, and equal to it."""
     program = tl.program_id(0)
-    segment = tl.load(segments + program)
-    begin = tl.load(begins + program)
-    end = tl.minimum(tl.load(ends + segment), begin + steps * BLOCK)
-    found = tl.load(keys + segment)
+    _, begin, end, found = part_of(segments, begins, ends, keys, steps, BLOCK)
     higher = tl.zeros((BLOCK,), tl.int32)
     same = tl.zeros((BLOCK,), tl.int32)
     for step in range(steps):
         at = begin + step * BLOCK + tl.arange(0, BLOCK)
-        live = at < end
-        key = keys_of(tl.load(scores + at, mask=live, other=0.0), BITS)
-        higher += (live & (key > found.to(key.dtype))).to(tl.int32)
-        same += (live & (key == found.to(key.dtype))).to(tl.int32)
+        is_higher, is_same = compared(keys_of(tl.load(scores + at, mask=at < end, other=0.0), BITS), found, at < end)
+        higher += is_higher
+        same += is_same
     tl.store(above + program, tl.sum(higher, axis=0))
     tl.store(equal + program, tl.sum(same, axis=0))
 
@@ -162,20 +179,14 @@ def take_kernel(
 ) -> None:
     """One program: the places that its part gives, from where those of the programs before it end."""
     program = tl.program_id(0)
-    segment = tl.load(segments + program)
-    begin = tl.load(begins + program)
-    end = tl.minimum(tl.load(ends + segment), begin + steps * BLOCK)
-    found = tl.load(keys + segment)
+    segment, begin, end, found = part_of(segments, begins, ends, keys, steps, BLOCK)
     left = tl.load(lefts + segment)
     higher = tl.load(above + program)
     same = tl.load(equal + program)
     places += tl.load(starts + segment)
     for step in range(steps):
         at = begin + step * BLOCK + tl.arange(0, BLOCK)
-        live = at < end
-        key = keys_of(tl.load(scores + at, mask=live, other=0.0), BITS)
-        is_higher = (live & (key > found.to(key.dtype))).to(tl.int32)
-        is_same = (live & (key == found.to(key.dtype))).to(tl.int32)
+        is_higher, is_same = compared(keys_of(tl.load(scores + at, mask=at < end, other=0.0), BITS), found, at < end)
         higher_before = higher + tl.cumsum(is_higher, axis=0) - is_higher
         same_before = same + tl.cumsum(is_same, axis=0) - is_same
         taken = (is_higher > 0) | ((is_same > 0) & (same_before < left))
