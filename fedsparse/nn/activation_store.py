@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse import ops
+from fedsparse.ops.algebra import autocast
 
 BYTE = 256
 MOST = 0.8
@@ -59,15 +60,17 @@ def packed(x: Tensor, store: Store, images: int | None = None) -> ops.PackedActi
 
 
 @contextmanager
-def pruned_saves(x: Tensor, store: Store) -> Iterator[None]:
-    """Within the context autograd keeps `x`, contiguous, as `packed` has it; other tensors are kept as they are.
+def pruned_saves(x: Tensor, store: Store) -> Iterator[Tensor]:
+    """x, contiguous and in autocast's dtype: within the context autograd keeps that as `packed` has it.
 
-    So is x where nothing may be lost and too few of its entries are 0 for that to save anything.
+    Other tensors are kept as they are; so is x where nothing may be lost and too few of its entries are 0 for that to
+    save anything.
 
-    RuntimeError where nothing in the context keeps `x`: then it would be kept in a form that this does not know.
+    RuntimeError where nothing in the context keeps it: then it would be kept in a form that this does not know.
     """
+    x = autocast(x)[0].contiguous()
     if store.share == 1 and not store.bfloat16 and int(x.count_nonzero()) > MOST * x.numel():
-        yield
+        yield x
         return
     kept, place, met = packed(x, store), (x.data_ptr(), x.shape, x.dtype), False
 
@@ -82,7 +85,7 @@ def pruned_saves(x: Tensor, store: Store) -> Iterator[None]:
         return saved.unpack() if isinstance(saved, ops.PackedActivation) else saved
 
     with saved_tensors_hooks(pack, unpack):
-        yield
+        yield x
     if not met and x.numel():
         raise RuntimeError("the layer does not keep its input for the backward pass, so the input cannot be pruned")
 

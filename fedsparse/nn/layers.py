@@ -260,8 +260,7 @@ class SparseConv2d(SparseLayer):
         if store is None or not (torch.is_grad_enabled() and values.requires_grad):
             y = ops.conv2d(values, self.topology, x, self.bias, *sizes)
             return innermost(y, self.fused) if self.region else y
-        x = x.contiguous()
-        with pruned_saves(x, store):
+        with pruned_saves(x, store) as x:
             return ops.conv2d(values, self.topology, x, self.bias, *sizes)
 
     def _in_blocks(self, x: Blocked) -> Blocked:

@@ -13,8 +13,8 @@ No gradients: this is what a backward pass keeps, not a step of a forward pass.
 
     pack_images(x)         the same of x in blocks of images (`blocked`), each image a sample, one row of bits a block
 
-Back ends: cpu (C++: by a sample and vector compares, or radix selection), triton (radix selection: the default on CUDA
-where triton is installed), dense and reference (torch, any device).
+Back ends: cpu (C++, float32 and float64: by a sample and vector compares, or radix selection), triton (radix selection:
+the default on CUDA where triton is installed), dense and reference (torch, any device).
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ class PackedActivation:
         """
         last = self.shape[0] if last is None else last
         n = torch.Size(self.shape[1:]).numel()
-        unpacked = _functions("unpack_activation", self.values.device)[1]
+        unpacked = _functions("unpack_activation", self.values.device, self.dtype)[1]
         bits, values, starts = self.bits, self.values, self.starts
         if (first, last) != (0, self.shape[0]):  # else no number is asked for, for which a GPU would be waited for
             begin, end = (int(starts[i]) for i in (first, last))
@@ -104,7 +104,7 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
     if bfloat16 and x.dtype == torch.float64:
         raise ValueError(f"pack_activation: only float32 is stored as bfloat16, not {x.dtype}.")
     bfloat16 = bfloat16 and x.dtype == torch.float32
-    packed = _functions("pack_activation", x.device)[0]
+    packed = _functions("pack_activation", x.device, x.dtype)[0]
     flat = x.detach().flatten(1)
     with torch.no_grad():
         if images is not None and share < 1:
@@ -178,9 +178,11 @@ _BACKENDS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
 }
 
 
-def _functions(op: str, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    """Of the active back end: to pack, and to unpack."""
+def _functions(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """To pack activations of the dtype and to unpack them on the active back end; half types on the CPU by torch."""
     name = kernel_backend(op, _BACKENDS, device)
+    if name == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        name = "dense"
     if name == "cpu":
         require_compiled("cpu")
     return _BACKENDS[name]

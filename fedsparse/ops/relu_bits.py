@@ -6,8 +6,8 @@ The bit is set where 0 < y < limit; the limit is infinite, or 6 for ReLU6.
 
 torch's ReLU keeps its output, four bytes an element, which is also the input of the next layer; where that layer
 stores its input packed, the ReLU would keep the dense tensor alive.
-Back ends: cpu (C++), triton (one kernel each way, on x as it stands in memory: the default on CUDA where triton is
-installed, but not within torch.compile), dense and reference (torch, any device).
+Back ends: cpu (C++, float32 and float64), triton (one kernel each way, on x as it stands in memory: the default on CUDA
+where triton is installed, but not within torch.compile), dense and reference (torch, any device; half types there).
 """
 
 import math
@@ -74,7 +74,7 @@ class ReluGradient(torch.autograd.Function):
 
 
 def relu(x: Tensor, inplace: bool = False, limit: float = math.inf) -> Tensor:
-    """min(max(x, 0), limit), differentiable, of any order; x of any shape, float32 or float64 (on CUDA any floats)."""
+    """min(max(x, 0), limit), differentiable, of any order; x of any shape and floating dtype."""
     if _backend(x) == "cpu":
         require_compiled("cpu")
     if _backend(x) != "triton" or inplace or x.is_contiguous():
@@ -86,6 +86,8 @@ def relu(x: Tensor, inplace: bool = False, limit: float = math.inf) -> Tensor:
 
 def _backend(x: Tensor) -> str:
     name = kernel_backend("relu", _BACKENDS, x.device)
+    if name == "cpu" and x.dtype not in (torch.float32, torch.float64):
+        return "dense"
     return "dense" if name == "triton" and (x.numel() >= 2**31 or torch.compiler.is_compiling()) else name
 
 

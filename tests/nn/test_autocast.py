@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn import sparse_layers, sparsify
+from fedsparse.nn import keep_activations, sparse_layers, sparsify
 from fedsparse.topology import Topology
 
 
@@ -68,6 +68,25 @@ def test_training_step_as_the_masked_dense_model(backend: str | None, granularit
         assert layer.values.dtype == layer.values.grad.dtype == torch.float32
         wanted = dense.get_submodule(name).weight.grad[chosen[name]]
         assert (layer.values.grad - wanted).norm() / wanted.norm() < 0.05
+
+
+@pytest.mark.parametrize("level", ["lossless", "pruned(1.0)", "pruned(0.2, bf16)"])
+@pytest.mark.parametrize("kind", [sparsify, None])
+def test_levels_of_the_store(kind: object, level: str) -> None:
+    """As all is kept, to the bit, where nothing is lost; the first layer has its images in float32 from outside."""
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+    found = []
+    for each in ("dense", level):
+        net = model()
+        net = sparsify(net, masks=masks(net, 1)) if kind else net
+        keep_activations(net, each)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x)
+        F.cross_entropy(out.float(), y).backward()
+        found.append({name: p.grad for name, p in net.named_parameters()})
+    for name, gradient in found[0].items():
+        pruned = level.startswith("pruned(0.2") and name in ("0.values", "3.values", "0.weight", "3.weight")
+        assert torch.equal(found[1][name], gradient) != pruned, name
 
 
 def test_float64_stays_as_in_torch() -> None:
