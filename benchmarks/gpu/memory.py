@@ -1,18 +1,21 @@
 """Peak memory of a ResNet-18 training step: this package at each level of its store, against dense torch.
 
 The CPU's table is `benchmarks/memory.py`; here the bytes are torch's `max_memory_allocated`, all that is alive during a
-step included: weights, masks, momentum, the batch.
+step included: weights, masks, momentum, the batch. The levels "bf16" and "recompute" need the CPU's blocked layout and
+are elsewhere what "lossless" is: outputs of ReLU packed, norms keep their inputs. In their place are autocast, and
+torch's checkpoints around our blocks.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedsparse.nn import keep_activations, sparsify
+from fedsparse.nn import keep_activations, sparse_layers, sparsify, standardise
 
 from .bench import Bench, checked
 from .rows import Case, Measured
@@ -28,24 +31,43 @@ from .training import (
     step_error,
 )
 
-LEVELS = ("dense", "lossless")
-"""Of the store, off the CPU: outputs of ReLU packed by torch; norms keep their inputs at every level."""
 DENSITY = 0.05
 BATCH = 64
 MASKED = "memory b64 tf32 masked dense"
 _DENSE = {"dense": "tf32", "dense, blocks checkpointed": "tf32", "dense, bf16 autocast": "bf16"}
 
 
+@dataclass(frozen=True)
+class Ours:
+    """A sparse model: its level, FedMef's NSConv or the network as it is, whether its blocks are checkpointed."""
+
+    level: str
+    precision: str = "tf32"
+    nsconv: bool = False
+    checkpointed: bool = False
+
+    @property
+    def label(self) -> str:
+        """As the table names it."""
+        how = f"sparse{' NSConv' if self.nsconv else ''}, {self.level}"
+        how += ", blocks checkpointed" if self.checkpointed else ""
+        return f"memory b64 {self.precision} {how}{', bf16 autocast' if self.precision == 'bf16' else ''}"
+
+
+PRUNED = "pruned(0.2, bf16)"
+OURS = (
+    *(Ours("dense"), Ours("lossless"), Ours(PRUNED, nsconv=True), Ours("lossless", "bf16")),
+    *(Ours("dense", checkpointed=True), Ours(PRUNED), Ours("dense", nsconv=True)),
+)
+
+
 def cases() -> list[Case]:
     """Masked dense, the dense rivals, and ours by level."""
-    ours = [
-        Case(f"memory b64 tf32 sparse, {level}", partial(sparse_memory, level=level), versus=MASKED, seconds=4.0)
-        for level in LEVELS
-    ]
     rivals = [
-        Case(f"memory b64 {precision} {how}", partial(dense_memory, how=how), versus=MASKED, seconds=4.0)
+        Case(f"memory b64 {precision} {how}", partial(dense_memory, how=how), versus=MASKED, seconds=2.0)
         for how, precision in _DENSE.items()
     ]
+    ours = [Case(each.label, partial(sparse_memory, ours=each), versus=MASKED, seconds=2.0) for each in OURS]
     return [Case(MASKED, partial(dense_memory, how="masked dense"), seconds=4.0), *rivals, *ours]
 
 
@@ -77,28 +99,52 @@ def dense_memory(bench: Bench, how: str) -> Measured:
     return _measured(bench, step, reference)
 
 
-def sparse_memory(bench: Bench, level: str) -> Measured:
-    """A sparse step's peak and milliseconds at a level of the store."""
+def sparse_memory(bench: Bench, ours: Ours) -> Measured:
+    """A sparse step's peak and milliseconds.
+
+    At the level "pruned" the gradients of the convolutions' weights are not those of float64, and are left out of the
+    check; those of all other parameters do not depend on what is kept.
+    """
+    reference = _reference(bench, ours.nsconv)
+    bench.clear()
+    model, images, labels = _start(bench, ours.nsconv)
+    keep_activations(model, ours.level)
+    if ours.checkpointed:
+        checkpoint_blocks(model)
+    step = TrainingStep(bench, model, images, labels, ours.precision)
+    if not ours.level.startswith("pruned"):
+        return _measured(bench, step, reference)
+    layers = sparse_layers(model).values()
+    pruned = {id(parameter) for layer in layers for parameter in layer.parameters() if parameter is not layer.bias}
+    exact = [torch.full((p.numel(),), id(p) not in pruned) for p in step.parameters]
+    return _measured(bench, step, reference, torch.cat(exact))
+
+
+def _start(bench: Bench, nsconv: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    """The sparse model on the device, and the batch."""
+    model = network(bench)
+    model = standardise(model) if nsconv else model
+    masks = random_masks(model, max(DENSITY, 0.2) if bench.smoke else DENSITY)
+    model = sparsify(model, masks={name.removesuffix(".weight"): mask for name, mask in masks.items()})
+    return model.to(bench.device), *batch_of(bench, bench.size(BATCH, 16))
+
+
+@lru_cache
+def _reference(bench: Bench, nsconv: bool) -> Tensor:
+    """A first step's change: of the masked dense model; NSConv standardises active weights alone, so of itself."""
+    if nsconv:
+        return reference_change(bench, *_start(bench, True), None)
     model = network(bench)
     masks = random_masks(model, max(DENSITY, 0.2) if bench.smoke else DENSITY)
     apply_masks(model, masks).to(bench.device)
-    images, labels = batch_of(bench, bench.size(BATCH, 16))
-    reference = reference_change(bench, model, images, labels, masks)
-    bench.clear()
-    layers = {name.removesuffix(".weight"): mask.to(bench.device) for name, mask in masks.items()}
-    sparse = sparsify(model, masks=layers)
-    step = TrainingStep(bench, keep_activations(sparse, level), images, labels, "tf32")
-    flat = torch.cat([mask.flatten() for mask in _all_masks(network(bench), masks)])
-    return _measured(bench, step, reference[flat])
+    change = reference_change(bench, model, *batch_of(bench, bench.size(BATCH, 16)), masks)
+    active = [masks.get(name, torch.ones(p.shape, dtype=torch.bool)) for name, p in model.named_parameters()]
+    return change[torch.cat([mask.flatten() for mask in active])]
 
 
-def _all_masks(model: nn.Module, masks: dict[str, Tensor]) -> list[Tensor]:
-    """For every parameter in order the mask, or ones."""
-    return [masks.get(name, torch.ones(p.shape, dtype=torch.bool)) for name, p in model.named_parameters()]
-
-
-def _measured(bench: Bench, step: TrainingStep, reference: Tensor) -> Measured:
-    error = checked(step_error(step, step, reference), STEP_LIMITS[step.precision], "the step")
+def _measured(bench: Bench, step: TrainingStep, reference: Tensor, which: Tensor | None = None) -> Measured:
+    """which: bool, of every number that the step changes, whether it is compared with the reference."""
+    error = checked(step_error(step, step, reference, which), STEP_LIMITS[step.precision], "the step")
     bench.clear()
     peak = bench.peak(step)
     timing = bench.time(step, seconds=0.5)

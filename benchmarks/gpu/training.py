@@ -166,12 +166,16 @@ def reference_change(
     return torch.cat(changes)
 
 
-def step_error(step: TrainingStep, run: Callable[[], object], reference: Tensor) -> float:
-    """Relative error of the change that one `run` from the start makes; restores the start before and after."""
+def step_error(step: TrainingStep, run: Callable[[], object], reference: Tensor, which: Tensor | None = None) -> float:
+    """Relative error of the change that one `run` from the start makes; restores the start before and after.
+
+    which: bool of the reference's shape, the numbers that are compared; all by default.
+    """
     step.restore()
     run()
     step.bench.synchronize()
-    error = relative_error(step.change(), reference)
+    change = step.change()
+    error = relative_error(change, reference) if which is None else relative_error(change[which], reference[which])
     step.restore()
     return error
 
