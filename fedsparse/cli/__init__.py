@@ -8,6 +8,7 @@ any other failure.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     # Threads that wait give their core away after microseconds, or a second busy program makes training tenfold slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    from fedsparse.comm.mpi import Link
+    from fedsparse.comm.mpi import HALT, Link, world_rank, world_size
 
+    if world_size() > 1:  # at once: unheard, the signal would end the process
+        signal.signal(HALT, signal.SIG_IGN if world_rank() else signal.default_int_handler)
     Link.exit_code = code_of(arguments)
     return Link.exit_code
 

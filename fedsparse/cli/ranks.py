@@ -11,7 +11,9 @@ from pathlib import Path
 
 from fedsparse.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, CommandError
 from fedsparse.cli.folders import RunFolder
+from fedsparse.cli.launch import began
 from fedsparse.cli.options import Format
+from fedsparse.comm.mpi import HALT
 from fedsparse.report.records import read_result
 
 PROGRAM = (sys.executable, "-m", "fedsparse")
@@ -30,10 +32,17 @@ def run_on_ranks(ranks: int, hostfile: Path | None, words: list[str], folder: Ru
         raise CommandError("--ranks needs mpirun, which is not installed; pip install 'fedsparse[mpi]' brings it")
     command = [mpirun, *flags(mpirun, hostfile, threads), "-n", str(ranks)]
     command += [*PROGRAM, *words]
-    code = supervise(command, {**os.environ, **environment(threads)})
+    code, interrupted = supervise(command, {**os.environ, **environment(threads)})
     result = read_result(folder.path / "result.json")
     if code == 0 and result is not None:
         return 0
+    if interrupted:
+        if result is not None and result["status"] == "interrupted":
+            return INTERRUPTED
+        if not began(folder.path):
+            folder.discard()
+            raise CommandError("interrupted before the run began; nothing was written", INTERRUPTED)
+        raise CommandError(f"interrupted; `fedsparse resume {folder.path}` goes on", INTERRUPTED)
     if code in OURS:
         if code == BAD_INPUT:
             folder.discard()
@@ -55,16 +64,25 @@ def options_again(
     return [*options, *(["--quiet"] if quiet else []), "--format", format.value]
 
 
-def supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Run mpirun to its end; Ctrl-C reaches it by the terminal, SIGTERM by us."""
-    with subprocess.Popen(command, env=environment) as process:
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run mpirun to its end; its exit code, and whether Ctrl-C or SIGTERM came meanwhile.
+
+    The first has rank 0 end the run with what is done; a second one ends all ranks at once. mpirun has a process group
+    of its own, so that the terminal's Ctrl-C comes to us alone.
+    """
+    signals: list[int] = []
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0) as process:
+
+        def pass_on(number: int, _: object) -> None:
+            signals.append(number)
+            process.send_signal(HALT if len(signals) == 1 else signal.SIGTERM)
+
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return process.wait()
+            return process.wait(), bool(signals)
         finally:
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGTERM, terminate)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def find_mpirun() -> str | None:

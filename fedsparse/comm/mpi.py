@@ -8,6 +8,7 @@ its core to others.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,6 +21,9 @@ FIRST_WAIT, SENDING_WAIT, LONGEST_WAIT = 1e-5, 1e-4, 5e-3
 at most."""
 LARGE, ROOMS = 1 << 20, 2
 """Bytes from which on a message's memory is used again, and of how many messages it is kept."""
+HALT = signal.SIGUSR1
+"""The signal that mpirun passes on to all ranks: rank 0 is to end the run as at Ctrl-C, the others wait for its word.
+(At SIGINT or SIGTERM mpirun kills all within a second or two.)"""
 _UNHELD = 2  # references to a room that nobody reads: the list's and that of the question
 
 

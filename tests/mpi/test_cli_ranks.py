@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from fedsparse.cli import ranks
+from fedsparse.cli.errors import CommandError
+from fedsparse.cli.folders import run_folder
 from fedsparse.cli.ranks import environment, find_mpirun
 
 CONFIG = """
@@ -142,6 +147,68 @@ def test_ranks_on_two_hosts_give_the_same_records_and_a_rank_stopped_on_the_othe
     assert json.loads((tmp_path / "two" / "result.json").read_text())["lost_ranks"] == [2]
     (entry,) = json.loads((tmp_path / "two" / "rounds.jsonl").read_text().splitlines()[1])["incidents"]
     assert (entry["rank"], entry["reason"]) == (2, "lost: silent for over 20 s")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
+@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_a_run_on_ranks_with_what_is_done(what: signal.Signals, tmp_path: Path) -> None:
+    """The terminal's Ctrl-C goes to the whole group of the command; a batch system's SIGTERM to the command."""
+    config, folder = tmp_path / "ranks.toml", tmp_path / "run"
+    config.write_text(CONFIG.replace("rounds = 2", "rounds = 100000"))
+    command = [sys.executable, "-m", "fedsparse", "run", str(config), "--out", str(folder), "--ranks", "2"]
+    lines = folder / "rounds.jsonl"
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            until = time.monotonic() + 400
+            while not (lines.exists() and lines.read_text().count("\n") >= 2):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            begun = time.monotonic()
+            os.kill(process.pid, what) if what == signal.SIGTERM else os.killpg(process.pid, what)
+            out, errors = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert process.returncode == 130, errors[-2000:]
+    assert time.monotonic() - begun < 100
+    assert "interrupted after" in out
+    assert "Traceback" not in errors
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["rounds"]) == ("interrupted", lines.read_text().count("\n"))
+    assert (folder / "report.html").exists()
+
+
+WAITS = "import signal, time; print('up', flush=True); time.sleep(60)"
+HEARS = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: print('once', flush=True)); " + WAITS
+
+
+@pytest.mark.parametrize(("program", "signals", "code"), [(WAITS, 1, -signal.SIGUSR1), (HEARS, 2, -signal.SIGTERM)])
+def test_mpirun_is_told_to_pass_the_first_signal_on_and_to_end_at_the_second(
+    program: str, signals: int, code: int
+) -> None:
+    supervising = "import sys, fedsparse.cli.ranks as r; print(r.supervise([sys.executable, '-c', sys.argv[1]], None), flush=True)"
+    command = [sys.executable, "-c", supervising, program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        for sent in range(signals):
+            if sent:
+                assert process.stdout.readline() == "once\n"
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == f"({code}, True)\n"
+
+
+def test_a_run_interrupted_before_it_began_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "find_mpirun", lambda: "/bin/true")
+    monkeypatch.setattr(ranks, "supervise", lambda *_: (1, True))
+    folder = run_folder(tmp_path / "run", "x", 0)
+    with pytest.raises(CommandError, match="interrupted before the run began") as error:
+        ranks.run_on_ranks(2, None, [], folder, 1)
+    assert error.value.code == 130
+    assert not folder.path.exists()
 
 
 def test_without_mpirun_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:
