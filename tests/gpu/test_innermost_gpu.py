@@ -52,8 +52,14 @@ def test_batch_norm_with_a_residual_and_a_relu(shape: tuple[int, ...], dtype: to
         assert error(ours, theirs.cpu()) <= LIMITS[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("shape", "groups"), [((64, 32, 8, 8), 8), ((6, 5, 7, 9), 1), ((130, 6, 33, 31), 6)])
+@pytest.mark.parametrize(
+    ("shape", "groups", "dtype"),
+    [
+        *(((64, 32, 8, 8), 8, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+        ((6, 5, 7, 9), 1, torch.float32),
+        ((130, 6, 33, 31), 6, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("fused", [False, True])
 def test_group_norm(shape: tuple[int, ...], groups: int, dtype: torch.dtype, fused: bool) -> None:
     """Alone, and with a residual and a ReLU whose mask our output says; float64 on the device."""

@@ -128,6 +128,33 @@ def test_a_section_that_does_not_start(tmp_path: Path) -> None:
     assert found["d"] == ("not measured", "the section does not start")
 
 
+MARK = "import os, pytest\npytestmark = pytest.mark.gpu\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "note"),
+    [
+        ("def test_e(): pytest.skip('why')", "measured", "3 passed, 2 skipped"),
+        ("def test_e(): assert False", "failed", "3 passed, 1 skipped, 1 failed"),
+        ("def test_e(): os._exit(7)", "failed", "3 passed, 1 skipped, test_c.py: exit code 7: "),
+    ],
+)
+def test_the_tests_of_all_files_are_counted(tmp_path: Path, more: str, status: str, note: str) -> None:
+    """Two files, and a third that may fail or die."""
+    (tmp_path / "test_a.py").write_text(f"{MARK}def test_a(): pass\ndef test_b(): pass\n")
+    (tmp_path / "test_b.py").write_text(f"{MARK}def test_c(): pass\ndef test_d(): pytest.skip('why')\n")
+    (tmp_path / "test_c.py").write_text(f"{MARK}{more}\n")
+    runner = Runner(process.ROOT, tmp_path / "log.txt", tmp_path, "cpu", suite=tmp_path)
+    row = runner.tests(100.0)
+    assert row.status == status
+    assert row.note.startswith(note)
+
+
+def test_no_test_is_no_success(tmp_path: Path) -> None:
+    row = Runner(process.ROOT, tmp_path / "log.txt", tmp_path, "cpu", suite=tmp_path).tests(1.0)
+    assert (row.status, row.note) == ("failed", "no test ran")
+
+
 @pytest.mark.parametrize("case", memory.cases(), ids=lambda case: case.label)
 def test_memory_of_every_contender(case: Case) -> None:
     """Each takes a right step (compared with float64 first); on the CPU no peak is read."""
