@@ -5,11 +5,12 @@ from __future__ import annotations
 from .listed import Listed
 from .norm_kernels import batch_norm_kernels, group_norm_kernels
 from .product_kernels import direct_kernels, gathering_kernels, linear_kernels, packing_kernels, strip_kernels
-from .selection_kernels import activation_kernels, report_kernels, selection_kernels
+from .selection_kernels import activation_kernels, report_kernels, selection_kernels, standardising_kernels
 
 
 def kernels() -> list[Listed]:
     """All of them."""
     products = (strip_kernels, gathering_kernels, packing_kernels, direct_kernels, linear_kernels)
-    others = (batch_norm_kernels, group_norm_kernels, selection_kernels, activation_kernels, report_kernels)
-    return [listed for maker in (*products, *others) for listed in maker()]
+    norms = (batch_norm_kernels, group_norm_kernels, standardising_kernels)
+    others = (selection_kernels, activation_kernels, report_kernels)
+    return [listed for maker in (*products, *norms, *others) for listed in maker()]

@@ -1,12 +1,13 @@
-"""What packs, counts, selects and sums in the list of Triton kernels."""
+"""What packs, counts, selects, sums and standardises in the list of Triton kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedsparse.kernels import grow_scores, pack, relu, sparse_mean, topk
+from fedsparse.kernels import grow_scores, pack, relu, sparse_mean, standardise, topk
+from fedsparse.kernels.addresses import accumulator
 
-from .listed import Listed, listed
+from .listed import TYPES, Listed, listed
 
 
 def activation_kernels() -> Iterator[Listed]:
@@ -80,3 +81,14 @@ def report_kernels() -> Iterator[Listed]:
         4,
         fusion=False,
     )
+
+
+def standardising_kernels() -> Iterator[Listed]:
+    """Weights of NSConv."""
+    for kind in ("fp32", "fp64"):
+        how = {"LEAST": 1e-4, "ACC": accumulator(TYPES[kind]), "BLOCK": 512}
+        rows = f"values:{kind} gain:{kind} starts:i32"
+        pointers = f"{rows} out:{kind}"
+        yield listed(f"standardise {kind}", standardise.standardise_kernel, pointers, "", how, 4)
+        pointers = f"g:{kind} {rows} dvalues:{kind} dgain:{kind}"
+        yield listed(f"standardise_gradient {kind}", standardise.standardise_gradient_kernel, pointers, "", how, 4)

@@ -9,7 +9,8 @@ With u = (w - mean) s, s = 1 / sqrt(sum (w - mean)^2) and v = gain dw^:
     dgain = sum(u dw^)
 
 Only w, gain and the row starts are kept for the backward pass.
-Back ends: cpu (C++: float32 and float64, sums in double), else torch, any device.
+Back ends: cpu (C++: float32 and float64, sums in double), triton (one kernel each way: the default on CUDA where triton
+is installed, but not within torch.compile), else torch, any device.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsparse.ops.backend import active_backend
+from fedsparse.ops.backend import kernel_backend
 from fedsparse.ops.load import define, require_compiled
 
 define("standardise(Tensor values, Tensor gain, Tensor starts, float least) -> Tensor")
@@ -41,21 +42,15 @@ class Standardise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, gain: Tensor, starts: Tensor, least: float) -> Tensor:
         """The standardised values."""
-        ctx.least = least
-        ctx.compiled = active_backend(values.device) == "cpu" and values.dtype in (torch.float32, torch.float64)
+        ctx.least, ctx.backend = least, _backend(values)
         ctx.save_for_backward(values, gain, starts)
-        if ctx.compiled:
-            require_compiled("cpu")
-        made: Tensor = (torch.ops.fedsparse.standardise if ctx.compiled else _reference)(values, gain, starts, least)
-        return made
+        return _BACKENDS[ctx.backend][0](values, gain, starts, least)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradients of values and gain."""
-        compiled = torch.ops.fedsparse.standardise_gradient
-        function: Callable[..., tuple[Tensor, Tensor]] = compiled if ctx.compiled else _reference_gradient
-        return *function(g, *ctx.saved_tensors, ctx.least), None, None
+        return *_BACKENDS[ctx.backend][1](g, *ctx.saved_tensors, ctx.least), None, None
 
 
 def standardise(values: Tensor, gain: Tensor, starts: Tensor, least: float) -> Tensor:
@@ -95,3 +90,30 @@ def _row_means(values: Tensor, starts: Tensor) -> Tensor:
 
 def _spread(rows: Tensor, starts: Tensor, count: int) -> Tensor:
     return torch.repeat_interleave(rows, starts.diff(), output_size=count)
+
+
+def _triton(values: Tensor, gain: Tensor, starts: Tensor, least: float) -> Tensor:
+    from fedsparse.kernels import standardise as kernels
+
+    return kernels.standardise(values.contiguous(), gain.contiguous(), starts, least)
+
+
+def _triton_gradient(g: Tensor, values: Tensor, gain: Tensor, starts: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    from fedsparse.kernels import standardise as kernels
+
+    return kernels.standardise_gradient(g.contiguous(), values.contiguous(), gain.contiguous(), starts, least)
+
+
+_BACKENDS: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]] = {
+    "cpu": (torch.ops.fedsparse.standardise, torch.ops.fedsparse.standardise_gradient),
+    **dict.fromkeys(("triton", "condensed"), (_triton, _triton_gradient)),
+    **dict.fromkeys(("dense", "reference"), (_reference, _reference_gradient)),
+}
+
+
+def _backend(values: Tensor) -> str:
+    name = kernel_backend("standardise", _BACKENDS, values.device)
+    if name == "cpu":
+        require_compiled("cpu")
+        return name if values.dtype in (torch.float32, torch.float64) else "dense"
+    return "dense" if name == "triton" and torch.compiler.is_compiling() else name
