@@ -62,11 +62,17 @@ def test_a_run_completes_with_records_result_and_report(folder: Path, environmen
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["trial: round 1/2", "trial: round 2/2"]
 
 
+def hear_ctrl_c() -> None:
+    """A shell has what runs in its background ignore SIGINT, and so do that one's children: these tests, say."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_the_rounds_so_far(folder: Path, environment: dict[str, str]) -> None:
     rounds = folder / "out" / "rounds.jsonl"
     with subprocess.Popen(
         command("run", "trial.toml", "--out", "out", "--set", "train.rounds=100000"),
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hear_ctrl_c,
     ) as process:  # fmt: skip
         try:
             deadline = time.monotonic() + 120
