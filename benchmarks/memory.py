@@ -44,7 +44,7 @@ from fedsparse.data import Dataset
 from fedsparse.federated import Client, Method, Training
 from fedsparse.federated.client import iterate
 from fedsparse.federated.meter import live_bytes, peak_bytes, reset_peak
-from fedsparse.federated.plan import LEVELS, Plan
+from fedsparse.federated.plan import LEVELS
 from fedsparse.nn import prunable, sparsify, standardise
 from fedsparse.pruning import masks_from_scores, score
 from fedsparse.report.profile import MaskedDense
@@ -72,7 +72,7 @@ class Contender:
     name: str
     build: Callable[[nn.Module, dict[str, Tensor]], nn.Module]
     level: str = "dense"
-    splits: int = 1
+    pieces: int = 1
     masked: bool = False
     autocast: bool = False
 
@@ -82,8 +82,8 @@ class Contender:
         method = MaskedDense({f"{k}.weight": mask.float() for k, mask in masks.items()}) if self.masked else Method()
         images, labels = batch
         data = Dataset("random", images, labels, 10, (0.0,) * 3, (1.0,) * 3)
-        training = Plan(self.level).applied(Training(batch_size=size, lr=1e-3))
-        client = Client(0, 0, 0, model, data, np.arange(size), training, splits=self.splits)
+        training = Training(batch_size=size, lr=1e-3, activations=self.level, pieces=self.pieces)
+        client = Client(0, 0, 0, model, data, np.arange(size), training)
         method.begin(client)
 
         def step() -> None:
@@ -124,8 +124,8 @@ OURS = (
     *(Contender(f"sparse, {level}", sparse, level) for level in (*LEVELS, "bf16")),
     Contender("sparse NSConv, dense", nsconv),
     Contender("sparse NSConv, pruned", nsconv, PRUNED),
-    Contender("sparse NSConv, pruned, 2 pieces", nsconv, PRUNED, splits=2),
-    Contender("sparse NSConv, pruned, 4 pieces", nsconv, PRUNED, splits=4),
+    Contender("sparse NSConv, pruned, 2 pieces", nsconv, PRUNED, pieces=2),
+    Contender("sparse NSConv, pruned, 4 pieces", nsconv, PRUNED, pieces=4),
 )
 CONTENDERS = {
     contender.name: contender

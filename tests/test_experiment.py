@@ -105,3 +105,10 @@ def test_activations_that_no_layer_could_have_are_refused() -> None:
     with pytest.raises(ConfigError, match="mlp has no convolution"):
         experiment(model={"name": "mlp"}, train={"activations": "lossless"})
     assert experiment(train={"activations": {"*": "recompute"}}).training.activations == {"*": "recompute"}
+
+
+def test_pieces_too_small_for_the_models_batch_norm_are_refused() -> None:
+    assert experiment(train={"batch_size": 8, "pieces": 2}).training.pieces == 2
+    with pytest.raises(ConfigError, match=r"train\.pieces is 4, but batch norm needs pieces of at least 4 samples"):
+        experiment(train={"batch_size": 8, "pieces": 4})
+    assert experiment(train={"batch_size": 8, "pieces": 8}, model={"norm": "group"}).training.pieces == 8

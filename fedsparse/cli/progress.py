@@ -120,7 +120,7 @@ def facts(record: dict[str, Any]) -> list[str]:
 
 def plans(entries: list[dict[str, Any]]) -> list[str]:
     """Return how many clients trained by which plan, where they have memory limits: "recompute/2 x3"."""
-    counts = Counter(f"{entry['level']}/{entry['splits']}" for entry in entries)
+    counts = Counter(f"{entry['level']}/{entry['pieces']}" for entry in entries)
     return [", ".join(f"{plan} x{count}" for plan, count in counts.items())] if counts else []
 
 

@@ -24,6 +24,7 @@ from fedsparse.federated import Checkpoints, Experiment, Failures, Training
 from fedsparse.federated.cohort import admits
 from fedsparse.federated.experiment import check_sums
 from fedsparse.federated.feedback import check_feedback
+from fedsparse.federated.plan import check_pieces
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import keep_activations, parse_levels
@@ -60,7 +61,7 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         train=train,
         test=test,
         parts=parts,
-        training=Training(**config.train.model_dump(exclude=NOT_LOCAL), augment=config.data.augment),
+        training=training_of(config, model),
         seed=config.seed,
         wire=config.wire.values,
         aggregation=aggregation,
@@ -75,6 +76,16 @@ def experiment_of(config: Config, splits: Splits | None = None) -> Experiment:
         sums=config.ranks.sums,
         error_feedback=config.wire.error_feedback,
     )
+
+
+def training_of(config: Config, model: nn.Module) -> Training:
+    """Return how rounds and local training of the model go."""
+    try:
+        training = Training(**config.train.model_dump(exclude=NOT_LOCAL), augment=config.data.augment)
+        check_pieces(training, model)
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from None
+    return training
 
 
 def check_names(config: Config) -> None:

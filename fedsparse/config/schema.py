@@ -83,7 +83,9 @@ class Train(Table):
     pieces a minibatch is cut into, and what is kept for the backward pass, is chosen so that it suffices; with
     `fit_density` the method's density is halved until it does. With
     `dense_passes` false no pass runs on dense torch, so that no layer's weight is ever unpacked. With
-    `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums.
+    `cohort` above 1, a process trains that many clients at once, to the same numbers but for the order of sums. In so
+    many `pieces` a minibatch goes through the model, its gradients added up, for less memory (batch norm normalises
+    each piece by itself); `memory_limit` starts from there.
     `memory` "compact" keeps 2 bytes of indices an active weight where "fast" keeps 12, and sorts them in each backward
     pass: the same bits. `cuda_graph` "auto" records the step of methods that leave local training as it is, and a GPU
     replays it.
@@ -108,6 +110,7 @@ class Train(Table):
     memory_limit: Limit | None = None
     fit_density: bool = False
     cohort: Annotated[int, Field(ge=1, le=1024)] = 1
+    pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     cuda_graph: Literal["off", "auto"] = "off"
 
 

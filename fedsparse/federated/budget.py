@@ -29,7 +29,7 @@ from torch import nn
 
 from fedsparse.federated.errors import BudgetError, RunError
 from fedsparse.federated.experiment import Experiment
-from fedsparse.federated.plan import Plan, levels_from, section_of
+from fedsparse.federated.plan import Plan, least_piece, levels_from, section_of
 from fedsparse.federated.server import Server
 from fedsparse.federated.worker import Worker
 from fedsparse.federated.workers import Done
@@ -39,9 +39,6 @@ SHARE = 0.9
 """Of a limit, what a trial may take."""
 BUCKETS = 16
 """Densities within a factor of 2^(1/16) share a trial."""
-LEAST_PIECE = 4
-"""Samples of a piece at least, where there is batch norm."""
-_BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass
@@ -101,21 +98,21 @@ class Budget:
     def _candidates(self, model: nn.Module, samples: int) -> Iterator[Plan]:
         """Plans in the order in which they are tried."""
         batch = self.experiment.training.batch_size
-        least = LEAST_PIECE if any(isinstance(m, _BATCH_NORMS) for m in model.modules()) else 1
-        splits = 1
-        while splits == 1 or -(-batch // splits) >= least:
-            if splits == 1 or -(-batch // splits) < samples:
+        least = least_piece(model)
+        pieces = first = self.experiment.training.pieces
+        while pieces == first or -(-batch // pieces) >= least:
+            if pieces == first or -(-batch // pieces) < samples:
                 for level in levels_from(self.experiment.training, self.experiment.method):
-                    yield Plan(level, splits)
-            splits *= 2
-            if splits > batch:
+                    yield Plan(level, pieces)
+            pieces *= 2
+            if pieces > batch:
                 return
 
     def _peak(self, server: Server, plan: Plan, samples: int) -> int:
         """Peak bytes of a trial, made or looked up."""
         density = server.density()
         bucket = math.ceil(BUCKETS * math.log2(density) - 1e-9) if density > 0 else "none"
-        key = f"{plan.level}, {plan.splits} pieces, {samples} samples, density bucket {bucket}"
+        key = f"{plan.level}, {plan.pieces} pieces, {samples} samples, density bucket {bucket}"
         if key not in self.trials:
             rounds = {0, *self.experiment.method.adjustments(self.experiment.training.rounds)}
             self.trials[key] = max(self._try(server, round, plan, samples) for round in sorted(rounds))

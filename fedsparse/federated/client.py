@@ -37,8 +37,9 @@ class Training:
     layers' names (`nn.keep_activations`); None: as the method has it; dense_passes: whether passes run on dense torch
     where that is faster, which unpacks one layer's weight at a time; cohort: how many clients one process trains at
     once (see `cohort`), for methods that leave local training as it is; memory: how sparse layers keep their
-    indices, "fast" or "compact" (see `nn.sparsify`), the same bits; cuda_graph: with "auto" a GPU replays recorded
-    steps (see `recorded`) of methods that leave local training as it is.
+    indices, "fast" or "compact" (see `nn.sparsify`), the same bits; pieces P: in so many a full minibatch goes through
+    the model, their gradients added up, for less memory (batch norm normalises each by itself); cuda_graph: with
+    "auto" a GPU replays recorded steps (see `recorded`) of methods that leave local training as it is.
     """
 
     rounds: int = 10
@@ -57,11 +58,12 @@ class Training:
     memory: Memory = "fast"
     dense_passes: bool = True
     cohort: int = 1
+    pieces: int = 1
     cuda_graph: Literal["off", "auto"] = "off"
     activations: Levels | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort"):
+        for name in ("rounds", "clients_per_round", "epochs", "batch_size", "eval_every", "cohort", "pieces"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
         words: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -71,6 +73,10 @@ class Training:
         for name, choices in words:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(choices)}")
+        if self.pieces > self.batch_size:
+            raise ValueError(f"pieces is {self.pieces}, but a minibatch has {self.batch_size} samples (batch_size)")
+        if self.pieces > 1 and self.cohort > 1:
+            raise ValueError(f"pieces is {self.pieces} and cohort {self.cohort}, but only one of them can be above 1")
         if self.activations is not None:
             parse_levels(self.activations)
 
@@ -95,10 +101,10 @@ class Client:
     received: sections of the server's message. loss: mean training loss of the last epoch. batch: the minibatch (x, y)
     trained on last. iteration: local iterations done, of `iterations`. memory: tensors that the method keeps until the
     report. tensors, optimizer: of the model, `found` and `used` before or new. contexts: what the method enters in
-    `begin` is left when local training ends, however it ends. splits: in so many pieces a full minibatch goes through
-    the model, their gradients added up. between: called before each minibatch; a rank that serves others attends to
-    them there. recorded: what replays steps, None where none are. feedback: whether the report makes up for what
-    rounding took from the one before; kept, keeps: what the client has from then, and for the next (see `feedback`).
+    `begin` is left when local training ends, however it ends. between: called before each minibatch; a rank that serves
+    others attends to them there. recorded: what replays steps, None where none are. feedback: whether the report makes
+    up for what rounding took from the one before; kept, keeps: what the client has from then, and for the next (see
+    `feedback`).
     """
 
     id: int
@@ -110,7 +116,6 @@ class Client:
     training: Training
     wire: Carrier = "fp32"
     received: Mapping[str, Section] = field(default_factory=dict)
-    splits: int = 1
     optimizer: SGD | Adam = field(init=False)
     loss: float = float("nan")
     batch: tuple[Tensor, Tensor] | None = None
@@ -169,8 +174,8 @@ class Client:
                 yield (x, y) if x.device == device else (x.to(device), y.to(device))
 
     def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """A minibatch in pieces of at most ceil(B / splits) samples, whose sizes differ by one at most."""
-        most = -(-self.training.batch_size // self.splits)
+        """A minibatch in pieces of at most ceil(B / P) samples, whose sizes differ by one at most."""
+        most = -(-self.training.batch_size // self.training.pieces)
         count = -(-y.shape[0] // most)
         return list(zip(x.tensor_split(count), y.tensor_split(count))) if count > 1 else [(x, y)]
 

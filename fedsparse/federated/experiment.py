@@ -19,6 +19,7 @@ from fedsparse.federated.client import Training
 from fedsparse.federated.feedback import check_feedback
 from fedsparse.federated.meter import live_bytes
 from fedsparse.federated.method import Method
+from fedsparse.federated.plan import check_pieces
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.server import Server
 from fedsparse.federated.worker import Worker
@@ -104,6 +105,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_sums(self.sums, self.aggregation, self.failures)
         check_feedback(self.error_feedback, self.wire)
+        check_pieces(self.training, self.model)
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
         if self.memory_limits is not None and self.training.cohort > 1:

@@ -85,7 +85,7 @@ class RecordedSteps:
 
     def step(self, client: Client, method: Method, x: Tensor, y: Tensor) -> float | Tensor:
         """One local iteration on the minibatch (x, y); its loss."""
-        if len(y) != client.training.batch_size or client.splits > 1:
+        if len(y) != client.training.batch_size or client.training.pieces > 1:
             return iterate(client, method, x, y)[1]
         key = (x.shape, x.dtype, y.shape, y.dtype)
         if key not in self._recordings:

@@ -65,8 +65,8 @@ def plans_of(records: list[Record]) -> list[Record]:
     """The plans by which clients kept their memory limits: of each the clients that had it, and their highest peak."""
     found: dict[tuple[Any, ...], Record] = {}
     for entry in (entry for record in records for entry in record.get("plans", [])):
-        key = entry["limit"], entry["level"], entry["splits"]
-        plan = found.setdefault(key, {**dict(zip(("limit", "level", "splits"), key)), "clients": [], "peak": 0})
+        key = entry["limit"], entry["level"], entry["pieces"]
+        plan = found.setdefault(key, {**dict(zip(("limit", "level", "pieces"), key)), "clients": [], "peak": 0})
         plan["clients"] = sorted({*plan["clients"], entry["client"]})
         plan["peak"] = max(plan["peak"], entry["peak"])
     return [found[key] for key in sorted(found)]

@@ -153,10 +153,9 @@ class Worker:
         if self.weights is not None:
             round, received = self.weights.round, self.weights.sections
             exchange.load_vectors(tensors, self._vectors)
-        training, splits = self.training, 1
-        if (plan := plan_for(id, received)) is not None:
-            training, splits = plan.applied(training), plan.splits
-        work = self.data, self.parts[id], training, self.wire, received, splits
+        plan = plan_for(id, received)
+        training = self.training if plan is None else plan.applied(self.training)
+        work = self.data, self.parts[id], training, self.wire, received
         client = Client(id, round, self.seed, self.model, *work, found=tensors, used=optimizer, between=self.between)
         client.recorded = self._recorded
         client.feedback, client.kept = self.error_feedback, self.kept.get(id, b"")

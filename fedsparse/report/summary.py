@@ -51,9 +51,9 @@ def peaks_text(result: dict[str, Any]) -> str:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """Return how the clients of one limit trained, and the most that they took."""
-    count, splits = len(plan["clients"]), plan["splits"]
+    count, pieces = len(plan["clients"]), plan["pieces"]
     who = f"{count} client{'s' if count > 1 else ''}"
-    how = f"{plan['level']}, minibatches {'whole' if splits == 1 else f'in {splits} pieces'}"
+    how = f"{plan['level']}, minibatches {'whole' if pieces == 1 else f'in {pieces} pieces'}"
     return f"{bytes_text(plan['limit'])} ({who}): {how}; at most {bytes_text(plan['peak'])}"
 
 

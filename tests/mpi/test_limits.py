@@ -30,7 +30,7 @@ def test_limits_on_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
             assert entry == same | {"peak": entry["peak"]}
     assert {**alone, "records": 0} == {**two, "records": 0}
     for record in alone["records"]:
-        plans = {(entry["level"], entry["splits"]) for entry in record["plans"]}
+        plans = {(entry["level"], entry["pieces"]) for entry in record["plans"]}
         assert len(plans) >= 3, "the limits ask for different plans"
         assert all(entry["peak"] <= entry["limit"] for entry in record["plans"])
         assert record["incidents"] == []

@@ -204,6 +204,16 @@ def test_recomputation_keeps_less() -> None:
     assert of(experiment(0.1, activations="recompute"), steps=1)[-1].kept < 0.75 * lossless
 
 
+def test_the_own_step_is_in_the_pieces_of_the_run_and_its_rivals_whole() -> None:
+    """Each half keeps half as much; the table of layers is of the first."""
+    whole, pieces = of(experiment(), 2), of(experiment(pieces=2), 2)
+    for before, after in zip(whole[:-1], pieces[:-1], strict=True):
+        assert (before.peak, before.kept) == (after.peak, after.kept)
+    assert pieces[-1].peak < 0.8 * whole[-1].peak
+    assert 0.45 * whole[-1].kept < pieces[-1].kept < 0.55 * whole[-1].kept
+    assert sum(sum(cost.kept.values()) for cost in pieces[-1].layers.values()) == pieces[-1].kept
+
+
 @pytest.mark.parametrize("level", ["dense", "lossless", "recompute", "bf16"])
 def test_watching_changes_no_peak(level: str) -> None:
     """Gradients are overwritten in a watched step too: the curve's highest point is the peak of unwatched steps."""
