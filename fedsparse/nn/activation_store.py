@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse import ops
+from fedsparse.nn.innermost import Innermost, innermost
 from fedsparse.ops.algebra import autocast
 
 BYTE = 256
@@ -44,8 +45,14 @@ class _Seen(NamedTuple):
 _seen = WeakTensorKeyDictionary()
 
 
+def as_kept(x: Tensor, store: Store) -> Tensor:
+    """x as it is packed: in autocast's dtype and contiguous, or with images innermost where nothing is pruned."""
+    (x,) = autocast(x)
+    return x if store.share == 1 and isinstance(x, Innermost) else x.contiguous()
+
+
 def packed(x: Tensor, store: Store, images: int | None = None) -> ops.PackedActivation:
-    """`x` [B, ...] packed; layers that share an input share the packed copy while one of them holds it.
+    """`x` [B, ...], as `as_kept` has it, packed; layers that share an input share the copy while one of them holds it.
 
     With `images`, x are blocks of that many images, [blocks, C, H, W, L], and each image is a sample.
     """
@@ -61,16 +68,17 @@ def packed(x: Tensor, store: Store, images: int | None = None) -> ops.PackedActi
 
 @contextmanager
 def pruned_saves(x: Tensor, store: Store) -> Iterator[Tensor]:
-    """x, contiguous and in autocast's dtype: within the context autograd keeps that as `packed` has it.
+    """x as `as_kept` has it, an ordinary tensor: within the context autograd keeps that as `packed` has it.
 
     Other tensors are kept as they are; so is x where nothing may be lost and too few of its entries are 0 for that to
     save anything.
 
     RuntimeError where nothing in the context keeps it: then it would be kept in a form that this does not know.
     """
-    x = autocast(x)[0].contiguous()
+    x = as_kept(x, store)
+    plain = x.as_subclass(Tensor) if isinstance(x, Innermost) else x
     if store.share == 1 and not store.bfloat16 and int(x.count_nonzero()) > MOST * x.numel():
-        yield x
+        yield plain
         return
     kept, place, met = packed(x, store), (x.data_ptr(), x.shape, x.dtype), False
 
@@ -85,7 +93,7 @@ def pruned_saves(x: Tensor, store: Store) -> Iterator[Tensor]:
         return saved.unpack() if isinstance(saved, ops.PackedActivation) else saved
 
     with saved_tensors_hooks(pack, unpack):
-        yield x
+        yield plain
     if not met and x.numel():
         raise RuntimeError("the layer does not keep its input for the backward pass, so the input cannot be pruned")
 
@@ -99,7 +107,7 @@ class BitReLU(nn.ReLU):
         """max(x, 0)."""
         if not self.lean or not isinstance(x, Tensor):  # blocks have their own
             return super().forward(x)
-        return ops.relu(x, self.inplace)
+        return _as(x, ops.relu(x, self.inplace))
 
 
 class BitReLU6(nn.ReLU6):
@@ -111,7 +119,12 @@ class BitReLU6(nn.ReLU6):
         """min(max(x, 0), 6)."""
         if not self.lean or not isinstance(x, Tensor):
             return functional.relu6(x, self.inplace)
-        return ops.relu(x, self.inplace, limit=6.0)
+        return _as(x, ops.relu(x, self.inplace, limit=6.0))
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """y, as an Innermost where x is one."""
+    return innermost(y) if isinstance(x, Innermost) else y
 
 
 class _MaxPool(torch.autograd.Function):

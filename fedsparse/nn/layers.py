@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.activation_store import packed, pruned_saves
+from fedsparse.nn.activation_store import as_kept, packed, pruned_saves
 from fedsparse.nn.innermost import innermost
 from fedsparse.nn.kept import Source
 from fedsparse.nn.level import DENSE, Level
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
+from fedsparse.nn.stand_in import StandIn
 from fedsparse.ops.blocked import from_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d, conv2d_again, runs_in_parts
 from fedsparse.ops.dispatch import LINEAR, Choice, choose, pass_of
@@ -255,13 +256,14 @@ class SparseConv2d(SparseLayer):
             self.seen, self.blocked = seen, blocked
         if blocked:
             return self._in_blocks(enter(x, self))
-        values, x, store = self.used(), as_tensor(x), self.level.store
+        values, store = self.used(), self.level.store
         sizes = (self.stride, self.padding, self.dilation)
         if store is None or not (torch.is_grad_enabled() and values.requires_grad):
-            y = ops.conv2d(values, self.topology, x, self.bias, *sizes)
-            return innermost(y, self.fused) if self.region else y
-        with pruned_saves(x, store) as x:
-            return ops.conv2d(values, self.topology, x, self.bias, *sizes)
+            y = ops.conv2d(values, self.topology, as_tensor(x), self.bias, *sizes)
+        else:
+            with pruned_saves(x.tensor() if isinstance(x, StandIn) else x, store) as kept:
+                y = ops.conv2d(values, self.topology, kept, self.bias, *sizes)
+        return innermost(y, self.fused) if self.region else y
 
     def _in_blocks(self, x: Blocked) -> Blocked:
         values = self.used()
@@ -304,7 +306,7 @@ class SparseConv2d(SparseLayer):
         if store is None:
             return super().keep_input(x)
         if not isinstance(x, Blocked):
-            return packed(x.contiguous(), store).unpack
+            return packed(as_kept(x.tensor() if isinstance(x, StandIn) else x, store), store).unpack
         kept, batch = self._kept(x), x.batch
         assert kept is not None
         return lambda: from_blocked(kept.get(), batch)

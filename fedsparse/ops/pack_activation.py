@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedsparse.ops.backend import kernel_backend
 from fedsparse.ops.blocked import check_batch, check_blocked
+from fedsparse.ops.innermost_norm import stands_innermost
 from fedsparse.ops.load import define, require_compiled
 
 define("pack_activation(Tensor x, int count, bool bfloat16) -> (Tensor, Tensor, Tensor)")
@@ -61,6 +62,7 @@ class PackedActivation:
 
     bits: uint8 [B, ceil(n / 8)], entry i of a sample is bit i % 8 of byte i // 8. values: [kept], sample by sample.
     starts: int64 [B + 1], sample b owns values starts[b] to starts[b + 1].
+    innermost: the images stood innermost, and where this says sample, it is of [C, H, W, B] a channel.
     """
 
     bits: Tensor
@@ -68,6 +70,7 @@ class PackedActivation:
     starts: Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
+    innermost: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -80,8 +83,12 @@ class PackedActivation:
         Of samples `first` to `last`, the end excluded, or of all.
         """
         last = self.shape[0] if last is None else last
-        n = torch.Size(self.shape[1:]).numel()
         unpacked = _functions("unpack_activation", self.values.device, self.dtype)[1]
+        if self.innermost:
+            laid = torch.Size((*self.shape[1:], self.shape[0]))
+            whole = unpacked(self.bits, self.values, self.starts, laid[1:].numel()).to(self.dtype)
+            return whole.view(laid).permute(3, 0, 1, 2)[first:last]
+        n = torch.Size(self.shape[1:]).numel()
         bits, values, starts = self.bits, self.values, self.starts
         if (first, last) != (0, self.shape[0]):  # else no number is asked for, for which a GPU would be waited for
             begin, end = (int(starts[i]) for i in (first, last))
@@ -93,7 +100,8 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
     """Keep of each sample of x [B, ...] the share of its entries that has the largest magnitudes.
 
     With `images`, x are blocks of that many images [blocks, C, H, W, L] (`blocked`), and each image is a sample; what
-    stands in lanes without an image is not kept.
+    stands in lanes without an image is not kept. A share of 1 keeps all but zeros: then images that stand innermost are
+    packed as they stand, a channel in the place of a sample, and come back so.
 
     ValueError where x is no batch of floats, the share is outside (0, 1], or float64 is to be stored as bfloat16.
     """
@@ -105,7 +113,8 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
         raise ValueError(f"pack_activation: only float32 is stored as bfloat16, not {x.dtype}.")
     bfloat16 = bfloat16 and x.dtype == torch.float32
     packed = _functions("pack_activation", x.device, x.dtype)[0]
-    flat = x.detach().flatten(1)
+    innermost = share == 1 and images is None and stands_innermost(x)
+    flat = (x.permute(1, 2, 3, 0) if innermost else x).detach().flatten(1)
     with torch.no_grad():
         if images is not None and share < 1:
             check_blocked("pack_activation", "x", x)
@@ -114,7 +123,7 @@ def pack_activation(x: Tensor, share: float, bfloat16: bool = False, images: int
             bits, values, starts = torch.ops.fedsparse.pack_images(x, images, count, bfloat16)
         else:
             bits, values, starts = packed(flat, _share(share, flat.shape[1]), bfloat16)
-    return PackedActivation(bits, values, starts, tuple(x.shape), x.dtype)
+    return PackedActivation(bits, values, starts, tuple(x.shape), x.dtype, innermost)
 
 
 def _share(share: float, entries: int) -> int:

@@ -15,7 +15,8 @@ from spmm_interpreted import relative_error
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn import explain, innermost, sparsify
+from fedsparse.nn import explain, innermost, keep_activations, sparsify
+from fedsparse.nn.activation_store import BitReLU
 from fedsparse.ops import strips
 
 
@@ -98,6 +99,48 @@ def network() -> dict[str, object]:
     }
 
 
+def levels() -> dict[str, object]:
+    """Whether a step at the level "lossless" has the bits of one at "dense", what was copied forward, what packed."""
+    found: dict[str, list[Tensor]] = {}
+    copies: dict[str, int] = {}
+    layouts: list[bool] = []
+    pack, to_lanes = ops.pack_activation, strips.to_lanes
+
+    def recorded(*args: Any) -> ops.PackedActivation:
+        layouts.append((made := pack(*args)).innermost)
+        return made
+
+    def counted(tensor: Tensor) -> Tensor:
+        lanes = to_lanes(tensor)
+        copies[level] += lanes.data_ptr() != tensor.data_ptr()
+        return lanes
+
+    ops.pack_activation, strips.to_lanes = recorded, counted
+    for level in ("dense", "lossless"):
+        copies[level] = 0
+        torch.manual_seed(0)
+        model = keep_activations(sparsify(Network(), DENSITIES, granularity=16), level)
+        x, y = torch.randn(16, 1, 4, 3), torch.arange(16) % 3
+        with ops.use_backend("triton"):
+            output = model(x)
+            F.cross_entropy(output, y).backward()
+        found[level] = [output.detach(), *(p.grad for p in model.parameters()), *model.buffers()]
+    ops.pack_activation, strips.to_lanes = pack, to_lanes
+    same = [torch.equal(a, b) for a, b in zip(found["dense"], found["lossless"], strict=True)]
+    return {"same": same, "copies": copies, "innermost": layouts}
+
+
+def bit_relu() -> tuple[str, bool]:
+    """Of a convolution's ReLU the type, and whether result and gradient are torch's."""
+    x = torch.randn(8, 2, 3, 16).permute(3, 0, 1, 2)
+    gy, leaves = torch.randn(x.shape), [x.clone().requires_grad_() for _ in range(2)]
+    with ops.use_backend("triton"):
+        y = BitReLU()(innermost.innermost(leaves[0] * 1.0))
+    z = torch.relu(leaves[1] * 1.0)
+    gradients = [torch.autograd.grad(out, leaf, gy)[0] for out, leaf in ((y, leaves[0]), (z, leaves[1]))]
+    return type(y).__name__, torch.equal(y.as_subclass(Tensor), z) and torch.equal(*gradients)
+
+
 Tail = Callable[[nn.Module, Any, Tensor], Any]
 # What may follow a norm n of the output x of a convolution: (the function of n(x), x and a residual r)
 TAILS: dict[str, Tail] = {
@@ -171,5 +214,12 @@ def changed_input() -> str:
 
 
 if __name__ == "__main__":
-    result = {"network": network(), "batch": tails("batch"), "group": tails("group"), "changed": changed_input()}
+    result = {
+        "network": network(),
+        "levels": levels(),
+        "relu": bit_relu(),
+        "batch": tails("batch"),
+        "group": tails("group"),
+        "changed": changed_input(),
+    }
     json.dump(result, sys.stdout)

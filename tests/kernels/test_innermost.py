@@ -58,6 +58,18 @@ def test_the_state_keeps_its_names(network: dict[str, Any]) -> None:
     assert network["state unchanged"]
 
 
+def test_a_level_keeps_the_layout_and_the_bits(interpreted: dict[str, Any]) -> None:
+    """Of the inputs that "lossless" may pack one is a ReLU's: it is packed as it stands; nothing is copied for it."""
+    found = interpreted["levels"]
+    assert all(found["same"])
+    assert found["innermost"] == [True]
+    assert found["copies"]["lossless"] == found["copies"]["dense"]
+
+
+def test_a_relu_with_bits_keeps_the_layout(interpreted: dict[str, Any]) -> None:
+    assert interpreted["relu"] == ["Innermost", True]
+
+
 FUSED = {
     "relu": ["norm + ReLU"],
     "relu in place": ["norm + ReLU"],
