@@ -109,9 +109,9 @@ void gather(const Gather<T>& g, const Strips& strips, const T* packed, int64_t s
 
 // ---- sample ---------------------------------------------------------------------------------------------
 
-// Entries whose sums with four rows are held at a time, so that the sums of all lanes fill whole vectors.
-template <typename T>
-constexpr int kEntries = kWidth<T> < 2 * kRows ? 1 : kWidth<T> / kRows;
+// Entries whose sums with four rows are held at a time: 16 accumulators of 32 registers; 12 of 16, or 8 where
+// a product needs a register of its own.
+constexpr int kEntries = kVectorSize == 64 ? 4 : kVectorSize == 32 ? 3 : 2;
 
 // Lines of a rectangle of pixels, and rows whose gradients of it stay in the first-level cache.
 constexpr int64_t kTileLines = 16, kNearRows = 16;
@@ -128,57 +128,83 @@ struct StripSample {
     int64_t height, width;
   };
 
+  // The rows' gradients of the rectangle are copied side by side first, four rows a vector in turn: at their
+  // own places, a power of two apart, they share few of the cache's sets and would come from the second level
+  // each time.
   void rectangle(const Rectangle& r, int64_t strip) const {
+    alignas(64) T grads[kNearRows * kTileLines * kLine<T>];
     const int64_t begin = strips.starts[strip], count = strips.starts[strip + 1] - begin;
+    const int64_t quad = r.height * r.width * kLine<T> * kRows;
+    if (count == 0) return;
     for (int64_t near = 0; near < strips.rows; near += kNearRows) {
       const int64_t far = near + kNearRows < strips.rows ? near + kNearRows : strips.rows;
-      for (int64_t j = 0; j < count; j += kEntries<T>)
+      for (int64_t row = near; row < far; row += kRows)
+        copy(r, r.grad + (strip * strips.rows + row) * s.grad_channel, grads + (row - near) / kRows * quad);
+      for (int64_t j = 0; j < count; j += kEntries)
         for (int64_t row = near; row < far; row += kRows)
-          few(strips.offsets + begin + j, count - j, r, r.grad + (strip * strips.rows + row) * s.grad_channel,
+          few(strips.offsets + begin + j, count - j, r, grads + (row - near) / kRows * quad,
               packed + begin * strips.rows + row * count + j * kRows);
     }
   }
 
-  // kEntries entries (or the `left` last ones) by four rows.
-  inline void few(const int32_t* offsets, int64_t left, const Rectangle& r, const T* grad, T* sums) const {
-    constexpr int kSums = kRows * kEntries<T>;
-    const int64_t in_row = s.in_row, grad_row = s.grad_row, channel = s.grad_channel;
-    const int64_t span = r.width * kLine<T>;
-    const T* lines[kEntries<T>];
+  inline void copy(const Rectangle& r, const T* from, T* to) const {
+    const int64_t channel = s.grad_channel, span = r.width * kLine<T>;
+    for (int64_t y = 0; y < r.height; ++y, from += s.grad_row)
+      for (int64_t at = 0; at < span; at += kWidth<T>, to += kRows * kWidth<T>)
 #pragma GCC unroll 4
-    for (int e = 0; e < kEntries<T>; ++e) lines[e] = r.in + offsets[e < left ? e : 0];
+        for (int row = 0; row < kRows; ++row) store(to + row * kWidth<T>, load(from + row * channel + at));
+  }
+
+  // kEntries entries (or the `left` last ones) by four rows, whose gradients are as `copy` lays them.
+  inline void few(const int32_t* offsets, int64_t left, const Rectangle& r, const T* grads, T* sums) const {
+    constexpr int kSums = kRows * kEntries;
+    const int64_t in_row = s.in_row, span = r.width * kLine<T>;
+    const T* lines[kEntries];
+#pragma GCC unroll 4
+    for (int e = 0; e < kEntries; ++e) lines[e] = r.in + offsets[e < left ? e : 0];
     Vec<T> sum[kSums];
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) sum[i] = Vec<T>{};
-    for (int64_t y = 0; y < r.height; ++y, grad += grad_row) {
-      for (int64_t at = 0; at < span; at += kWidth<T>) {
-        Vec<T> held[kRows];
+    for (int64_t y = 0; y < r.height; ++y) {
+      for (int64_t at = 0; at < span; at += kWidth<T>, grads += kRows * kWidth<T>) {
+        Vec<T> x[kEntries];
 #pragma GCC unroll 4
-        for (int row = 0; row < kRows; ++row) {
-          held[row] = load(grad + row * channel + at);
-          hold(held[row]);
+        for (int e = 0; e < kEntries; ++e) {
+          x[e] = load(lines[e] + at);
+          hold(x[e]);
         }
 #pragma GCC unroll 4
-        for (int e = 0; e < kEntries<T>; ++e) {
-          const Vec<T> x = load(lines[e] + at);
+        for (int row = 0; row < kRows; ++row) {
+          Vec<T> grad = load(grads + row * kWidth<T>);
+          hold(grad);
 #pragma GCC unroll 4
-          for (int row = 0; row < kRows; ++row) sum[e * kRows + row] += held[row] * x;
+          for (int e = 0; e < kEntries; ++e) sum[e * kRows + row] += x[e] * grad;
         }
       }
 #pragma GCC unroll 4
-      for (int e = 0; e < kEntries<T>; ++e) lines[e] += in_row;
+      for (int e = 0; e < kEntries; ++e) lines[e] += in_row;
     }
-    T totals[kSums];
+    add_totals(sum, left < kEntries ? left * kRows : kSums, sums);
+  }
+
+  // sums[i] += the sum of the lanes of sum[i], of the first `valid`.
+  template <int Sums>
+  inline void add_totals(const Vec<T> (&sum)[Sums], int64_t valid, T* sums) const {
+    constexpr int kTotals = (Sums + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+    T totals[kTotals];
 #pragma GCC unroll 16
-    for (int i = 0; i < kSums; i += kWidth<T>) {
+    for (int i = 0; i < kTotals; i += kWidth<T>) {
       Vec<T> lanes[kWidth<T>];
 #pragma GCC unroll 16
-      for (int lane = 0; lane < kWidth<T>; ++lane) lanes[lane] = sum[i + lane];
+      for (int lane = 0; lane < kWidth<T>; ++lane)
+        lanes[lane] = i + lane < Sums ? sum[(i + lane) % Sums] : Vec<T>{};
       sum_lanes<kWidth<T> / 2, T>(lanes);
       store(totals + i, lanes[0]);
     }
-    const int64_t valid = (left < kEntries<T> ? left : kEntries<T>)*kRows;
-    for (int64_t i = 0; i < valid; ++i) sums[i] += totals[i];
+    if (valid == Sums)
+      for (int i = 0; i < Sums; ++i) sums[i] += totals[i];
+    else
+      for (int64_t i = 0; i < valid; ++i) sums[i] += totals[i];
   }
 };
 
