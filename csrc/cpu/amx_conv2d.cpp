@@ -149,7 +149,7 @@ void amx_forward(const char* op, const Conv& conv, const Index& index, const Ten
                  const std::optional<Tensor>& bias, const Tensor& x, Tensor& y) {
   const TileKernels& tiles = required_tiles(op);
   if (index.nnz == 0) return fill_with_bias(bias, y);
-  const Band band = input_band<Bf16>(conv);
+  const Band band = input_band<Bf16>(conv, index);
   const auto table = input_table(op, conv, band.plane, kSide);
   const UnitStrips strips(op, index, table, columns_of(conv, 0, conv.channels), kDepth);
   const int64_t per_unit = strips.rows() / kSide;
@@ -201,7 +201,7 @@ void amx_input_gradient(const char* op, const Conv& conv, const Index& index, co
 void amx_weight_gradient(const char* op, const Conv& conv, const Index& index, const Tensor& gy,
                          const Tensor& x, Tensor& dvalues) {
   const TileKernels& tiles = required_tiles(op);
-  const Band band = input_band<Bf16>(conv);
+  const Band band = input_band<Bf16>(conv, index);
   const auto table = input_table(op, conv, band.plane, kSide);
   const UnitStrips strips(op, index, table, columns_of(conv, 0, conv.channels), kSide);
   const Planes<const Bf16> images = planes_of(x, conv.batch, in_ptr<Bf16>(x));
@@ -220,10 +220,11 @@ void amx_weight_gradient(const char* op, const Conv& conv, const Index& index, c
   const int64_t grain = move_grain(band.rows * band.width * kSide);
   for (int64_t block = 0; block < images.blocks; ++block)
     for (int64_t b = 0; b < band.count(); ++b) {
-      torch::stable::parallel_for(0, conv.channels, grain, [&](int64_t begin, int64_t end) {
-        copy_band(band, images.at(block, 0), band.first(b), images.valid(block), begin, end,
-                  out_ptr<Bf16>(padded));
-      });
+      torch::stable::parallel_for(0, static_cast<int64_t>(band.read.size()), grain,
+                                  [&](int64_t begin, int64_t end) {
+                                    copy_band(band, images.at(block, 0), band.first(b), images.valid(block),
+                                              begin, end, out_ptr<Bf16>(padded));
+                                  });
       s.height = band.height_of(b);
       int64_t channel = 0;
       const Bf16* const grad = grads.at(block, band.first(b), s.height, &channel);

@@ -12,7 +12,7 @@ namespace {
 template <typename T>
 void forward(const Conv& conv, const Index& index, const Tensor& values, const T* bias, const Tensor& x,
              Tensor& y) {
-  const Band band = input_band<T>(conv);
+  const Band band = input_band<T>(conv, index);
   const auto table = input_table("blocked_conv2d", conv, band.plane, kLanes<T>);
   const GatherRows<T> rows(index, in_ptr<T>(values), table, input_blocks<T>(conv, band.plane, index));
   const int64_t out_row = conv.out.x * kLanes<T>, out_channel = conv.out.y * out_row;

@@ -39,13 +39,32 @@ std::vector<Phase<T>> phases_of(const Conv& conv, const Band& band, const Index&
   return phases;
 }
 
-// Padded sums of one block of images, and a plane more, to which entries without weight add.
+// One channel of dx from its padded sums, or zeros where those are null.
 template <typename T>
-void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStrips<T>& strips, int64_t part,
-                   const T* grad, T* sums, T* dx) {
+void write_channel(const Conv& conv, const PaddedPlane& plane, const T* sums, T* dx) {
+  constexpr int64_t kLine = kLanes<T>;
+  const int64_t pixels = conv.in.y * conv.in.x;
+  if (sums == nullptr) {
+    std::fill(dx, dx + pixels * kLine, T(0));
+    return;
+  }
+  const LineKernels<T>& lines = line_kernels<T>();
+  // With a horizontal stride the columns are sorted by their remainder.
+  const int64_t run = conv.stride.x == 1 ? conv.in.x : 1;
+  for (int64_t pixel = 0; pixel < pixels; pixel += run)
+    lines.copy(sums + plane.place[pixel] * kLine, run, dx + pixel * kLine);
+}
+
+// `read` are the input channels that some weight reads.  Padded sums of one block of images, and a plane
+// more, to which entries without weight add.
+template <typename T>
+void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStrips<T>& strips,
+                   const std::vector<char>& read, int64_t part, const T* grad, T* sums, T* dx) {
   constexpr int64_t kLine = kLanes<T>, kBandBytes = 512 * 1024;
   const int64_t first = strips.first(part), last = strips.first(part + 1);
-  std::fill(sums + first * plane.lines * kLine, sums + last * plane.lines * kLine, T(0));
+  const int64_t size = plane.lines * kLine;
+  for (int64_t c = first; c < last; ++c)
+    if (read[c]) std::fill(sums + c * size, sums + (c + 1) * size, T(0));
   Scatter<T> s{sums,
                conv.stride.y * plane.pitch * kLine,
                grad,
@@ -61,11 +80,8 @@ void scatter_block(const Conv& conv, const PaddedPlane& plane, const ScatterStri
     s.row_end = std::min(conv.out.y, s.row_begin + rows);
     strips.run(s, part);
   }
-  const int64_t pixels = conv.in.y * conv.in.x;
   for (int64_t c = first; c < last; ++c)
-    for (int64_t pixel = 0; pixel < pixels; ++pixel)
-      line_kernels<T>().copy(sums + (c * plane.lines + plane.place[pixel]) * kLine, 1,
-                             dx + (c * pixels + pixel) * kLine);
+    write_channel(conv, plane, read[c] ? sums + c * size : nullptr, dx + c * conv.in.y * conv.in.x * kLine);
 }
 
 template <typename T>
@@ -74,21 +90,25 @@ void scatter_gradient(const Conv& conv, const Index& index, const Tensor& values
   const PaddedPlane plane = input_plane(conv);
   const auto table = input_table("blocked_conv2d_input", conv, plane, kLanes<T>);
   const int64_t blocks = gy.size(0), threads = torch::stable::get_num_threads();
-  const ScatterStrips<T> strips(index, in_ptr<T>(values), table, conv.channels,
-                                conv.channels * plane.lines * kLanes<T>,
+  const int64_t spare = conv.channels * plane.lines * kLanes<T>;
+  const ScatterStrips<T> strips(index, in_ptr<T>(values), table, conv.channels, spare,
                                 std::max<int64_t>(1, threads / blocks));
+  std::vector<char> read(conv.channels, 0);
+  for (const int32_t channel : read_channels(index, conv.taps())) read[channel] = 1;
   const int64_t items = blocks * strips.parts(), workers = std::min(threads, items);
-  const int64_t size = (conv.channels + 1) * plane.lines * kLanes<T>;
-  const Tensor sums = torch::stable::new_zeros(gy, {workers * size});
+  const int64_t size = spare + plane.lines * kLanes<T>;
+  const Tensor sums = torch::stable::new_empty(gy, {workers * size});
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
+    for (int64_t worker = begin; worker < end; ++worker) {
+      T* const own = out_ptr<T>(sums) + worker * size;
+      std::fill(own + spare, own + size, T(0));
       for (int64_t item = worker * items / workers; item < (worker + 1) * items / workers; ++item) {
         const int64_t block = item / strips.parts();
-        scatter_block(conv, plane, strips, item % strips.parts(),
-                      in_ptr<T>(gy) + block * conv.rows * conv.out.y * conv.out.x * kLanes<T>,
-                      out_ptr<T>(sums) + worker * size,
+        scatter_block(conv, plane, strips, read, item % strips.parts(),
+                      in_ptr<T>(gy) + block * conv.rows * conv.out.y * conv.out.x * kLanes<T>, own,
                       out_ptr<T>(dx) + block * conv.channels * conv.in.y * conv.in.x * kLanes<T>);
       }
+    }
   });
 }
 

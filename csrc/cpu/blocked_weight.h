@@ -44,7 +44,7 @@ class GradientRows {
 template <typename T>
 void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, const Tensor& x,
                      int64_t first_channel, T* gradient) {
-  const Band band = input_band<T>(conv);
+  const Band band = input_band<T>(conv, index);
   const auto table = input_table("blocked_conv2d_weight", conv, band.plane, kLanes<T>);
   const SampleRows<T> weight(index, table, input_blocks<T>(conv, band.plane, index), gradient);
   const Planes<const T> images = planes_of(x, conv.batch, in_ptr<T>(x));
@@ -57,10 +57,11 @@ void weight_gradient(const Conv& conv, const Index& index, const Tensor& gy, con
   const int64_t grain = move_grain(band.rows * band.width * kLanes<T>);
   for (int64_t block = 0; block < images.blocks; ++block)
     for (int64_t b = 0; b < band.count(); ++b) {
-      torch::stable::parallel_for(0, conv.channels, grain, [&](int64_t begin, int64_t end) {
-        copy_band(band, images.at(block, 0), band.first(b), images.valid(block), begin, end,
-                  out_ptr<T>(padded));
-      });
+      torch::stable::parallel_for(0, static_cast<int64_t>(band.read.size()), grain,
+                                  [&](int64_t begin, int64_t end) {
+                                    copy_band(band, images.at(block, 0), band.first(b), images.valid(block),
+                                              begin, end, out_ptr<T>(padded));
+                                  });
       s.height = band.height_of(b);
       s.grad = grads.at(block, band.first(b), s.height, &s.grad_channel);
       over_rows(index, [&](int64_t part, int64_t begin, int64_t end) { weight.add(s, part, begin, end); });

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "blocked_tensor.h"
 #include "conv_blocks.h"
@@ -24,6 +25,7 @@ struct Band {
   int64_t out_height, out_rows;     // output rows in all, and of one band
   PaddedPlane plane;                // of one channel of the band
   std::vector<int32_t> column;      // line, in a row of the band, of each column
+  std::vector<int32_t> read;        // channels that are copied: those that some weight reads
 
   int64_t count() const { return (out_height + out_rows - 1) / out_rows; }
   int64_t first(int64_t band) const { return band * out_rows; }
@@ -51,7 +53,7 @@ Band band_of(Band band, int64_t span) {
 
 // Of the input, for forward and the gradient at the active weights.
 template <typename T>
-Band input_band(const Conv& conv) {
+Band input_band(const Conv& conv, const Index& index) {
   const PaddedPlane plane = input_plane(conv);
   Band band = band_of<T>({conv.channels,
                           conv.in.y,
@@ -62,7 +64,8 @@ Band input_band(const Conv& conv) {
                           conv.out.y,
                           0,
                           {plane.pitch, 0, {}},
-                          {}},
+                          {},
+                          read_channels(index, conv.taps())},
                          (conv.kernel.y - 1) * conv.dilation.y + 1);
   for (int64_t x = 0; x < band.width; ++x)
     band.column[x] = plane.place[x] - static_cast<int32_t>(conv.padding.y * plane.pitch);
@@ -76,16 +79,18 @@ Band gradient_band(const Conv& conv) {
   const int64_t before = plane.place[0] / plane.pitch;
   const int64_t after = (conv.stride.y - 1 + conv.padding.y) / conv.stride.y;
   const int64_t phase_rows = (conv.in.y + conv.stride.y - 1) / conv.stride.y;
-  Band band =
-      band_of<T>({conv.rows, conv.out.y, conv.out.x, 0, 1, before, phase_rows, 0, {plane.pitch, 0, {}}, {}},
-                 before + after + 1);
+  std::vector<int32_t> read(conv.rows);
+  std::iota(read.begin(), read.end(), 0);
+  Band band = band_of<T>(
+      {conv.rows, conv.out.y, conv.out.x, 0, 1, before, phase_rows, 0, {plane.pitch, 0, {}}, {}, read},
+      before + after + 1);
   for (int64_t x = 0; x < band.width; ++x)
     band.column[x] = plane.place[x] - static_cast<int32_t>(before * plane.pitch);
   return band;
 }
 
-// Copies what channels [begin, end) of a band read, of images with `valid` lanes.  The scratch was zeroed
-// once: the columns of the padding are never written.
+// Copies entries [begin, end) of `read` of a band, of images with `valid` lanes.  The scratch was zeroed
+// once: channels that nothing reads and the columns of the padding are never written.
 template <typename T>
 void copy_band(const Band& band, const T* block, int64_t first_output, int64_t valid, int64_t begin,
                int64_t end, T* scratch) {
@@ -94,8 +99,9 @@ void copy_band(const Band& band, const T* block, int64_t first_output, int64_t v
                         band.column.back() - band.column.front() == band.width - 1;
   const bool whole = valid == kLanes<T>;
   const int64_t start = first_output * band.step - band.before;
-  for (int64_t c = begin; c < end; ++c)
-    for (int64_t row = 0; row < band.rows; ++row) {
+  const LineKernels<T>& lines_of = line_kernels<T>();
+  for (int64_t i = begin; i < end; ++i)
+    for (int64_t row = 0, c = band.read[i]; row < band.rows; ++row) {
       const int64_t y = start + row;
       const bool inside = y >= 0 && y < band.height;
       const T* from = block + (c * band.height + y) * band.width * kLanes<T>;
@@ -106,9 +112,9 @@ void copy_band(const Band& band, const T* block, int64_t first_output, int64_t v
         if (!inside)
           std::memset(at, 0, lines * kLineBytes);
         else if (whole)
-          line_kernels<T>().copy(from + x * kLanes<T>, lines, at);
+          lines_of.copy(from + x * kLanes<T>, lines, at);
         else
-          line_kernels<T>().copy_valid(from + x * kLanes<T>, lines, valid, at);
+          lines_of.copy_valid(from + x * kLanes<T>, lines, valid, at);
       }
     }
 }
@@ -149,8 +155,8 @@ class BandWork {
       const int64_t pair = item / parts(), part = item % parts();
       const int64_t block = pair / band_.count(), band = pair % band_.count();
       if (pair != copied)
-        copy_band(band_, source_ + block * block_size_, band_.first(band), kLanes<T>, 0, band_.channels,
-                  scratch);
+        copy_band(band_, source_ + block * block_size_, band_.first(band), kLanes<T>, 0,
+                  static_cast<int64_t>(band_.read.size()), scratch);
       copied = pair;
       body(block, band, scratch, bounds_[part], bounds_[part + 1]);
     }

@@ -281,6 +281,23 @@ OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, 
   return lists;
 }
 
+std::vector<int32_t> read_channels(const Index& index, int64_t taps) {
+  std::vector<char> seen(index.width / taps, 0);
+  size_t count = 0;
+  for (int64_t list = 0; list < index.lists() && count < seen.size(); ++list) {
+    const int32_t *col = index.columns + index.starts[list], *end = index.columns + index.starts[list + 1];
+    for (; col < end; ++col) {
+      char& channel = seen[*col / taps];
+      count += !channel;
+      channel = 1;
+    }
+  }
+  std::vector<int32_t> read;
+  for (size_t c = 0; c < seen.size(); ++c)
+    if (seen[c]) read.push_back(static_cast<int32_t>(c));
+  return read;
+}
+
 std::vector<int64_t> equal_work(const Index& index, int64_t parts) {
   // A row costs its active weights plus what it takes to write it.
   constexpr int64_t kWrite = 4;

@@ -89,6 +89,9 @@ struct OffsetLists {
 
 OffsetLists offset_lists(const Index& index, const std::vector<int32_t>& table, const ChannelBlocks& plan);
 
+// Input channels that some entry reads, in order: of a weight with `taps` columns a channel.
+std::vector<int32_t> read_channels(const Index& index, int64_t taps);
+
 // Cuts the rows into at most `parts` runs of whole strips and about equal work; returns their bounds.
 std::vector<int64_t> equal_work(const Index& index, int64_t parts);
 

@@ -66,12 +66,14 @@ PackedStrips<T>::PackedStrips(const Index& index, const T* values, const std::ve
 
 template <typename T>
 void PackedStrips<T>::unpack(const Index& index, T* gradient) const {
-  each_weight(index, rows_, [&](int64_t j, int64_t place) { gradient[j] = packed()[place]; });
+  const T* const from = packed();
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { gradient[j] = from[place]; });
 }
 
 template <typename T>
 void PackedStrips<T>::pack(const Index& index, const T* gradient) const {
-  each_weight(index, rows_, [&](int64_t j, int64_t place) { packed()[place] = gradient[j]; });
+  T* const to = packed();
+  each_weight(index, rows_, [&](int64_t j, int64_t place) { to[place] = gradient[j]; });
 }
 
 template class PackedStrips<float>;

@@ -12,6 +12,11 @@ MORE = {
     "several bands of rows": Conv(C=40, H=32, W=32, N=4, density=0.1),
     "several bands, stride 2": Conv(C=40, H=33, W=32, N=4, B=17, stride=(2, 2), density=0.1),
     "strips, sums in several bands": Conv(C=64, N=16, H=32, W=32, B=16, density=0.1, granularity=16),
+    "strips, most channels read by none": Conv(C=24, N=32, H=9, W=8, B=17, density=0.02, granularity=16),
+    "strips, most channels read by none, stride 2": Conv(
+        C=24, N=32, H=9, W=8, B=17, stride=(2, 2), density=0.02, granularity=16
+    ),
+    "most channels read by none": Conv(C=24, N=2, H=9, W=8, B=17, density=0.02),
     "columns sorted with a gap": Conv(kernel=(1, 1), stride=(1, 3), padding=(0, 1), W=2),
 }
 CASES = CONVS | MORE
