@@ -126,8 +126,9 @@ def group_norm_backward(
     bits: Tensor | None = None,
     residual: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dx in x's dtype, dweight, dbias float32, the residual's gradient in x's dtype where wanted).
+    """(dx in gy's dtype, dweight, dbias float32, the residual's gradient in gy's dtype where wanted).
 
+    x may have been rounded to another dtype than gy's.
     Shapes as in `group_norm`; bits: those that it gave with a ReLU.
     """
     channels, pixels, images = x.shape
@@ -135,8 +136,8 @@ def group_norm_backward(
     of_images = triton.cdiv(images, tile["LANES"])
     parts, steps = split(triton.cdiv(pixels, tile["PIXELS"]), channels * of_images)
     sums, products = (x.new_empty(parts, channels, images, dtype=torch.float32) for _ in range(2))
-    dx = torch.empty_like(x)
-    of_residual = (torch.empty_like(x) if relu else gy) if residual else None
+    dx = torch.empty_like(gy)
+    of_residual = (torch.empty_like(gy) if relu else gy) if residual else None
     kept = gy if bits is None else bits
     with on(x):
         group_sums_kernel[(of_images, channels, parts)](

@@ -99,16 +99,17 @@ def batch_norm_backward(
     bits: Tensor | None = None,
     residual: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dx in x's dtype, dweight, dbias float32, the residual's gradient in x's dtype where wanted).
+    """(dx in gy's dtype, dweight, dbias float32, the residual's gradient in gy's dtype where wanted).
 
+    x may have been rounded to another dtype than gy's.
     With `training` through the statistics of x too; bits: those of `batch_norm` with a ReLU.
     """
     channels, run = x.shape
     parts, steps = parts_of(channels, run)
     sums, products = (x.new_empty(parts, channels, dtype=torch.float32) for _ in range(2))
-    dx = torch.empty_like(x)
+    dx = torch.empty_like(gy)
     relu = bits is not None
-    of_residual = (torch.empty_like(x) if relu else gy) if residual else None
+    of_residual = (torch.empty_like(gy) if relu else gy) if residual else None
     kept = gy if bits is None else bits
     with on(x):
         norm_sums_kernel[(channels, parts)](gy, kept, x, mean, sums, products, run, steps, RELU=relu, **how(run))

@@ -187,7 +187,8 @@ def _layout(layer: SparseLayer) -> str:
 def _kept(layer: SparseLayer) -> str:
     if not isinstance(layer, SparseConv2d) or layer.level.keeps_all:
         return ""
-    if layer.blocked or layer.seen is None or layer.level.name == "lossless":
+    as_said = layer.level.name == "lossless" or (layer.level.halves and layer.fused)
+    if layer.blocked or layer.seen is None or as_said:
         return f", activations {layer.level}"
     norms = "outside the blocked layout a norm keeps its input as it is"
     return f", activations {layer.level} ({norms}{'' if layer.level.name == 'pruned' else ', the rest is lossless'})"

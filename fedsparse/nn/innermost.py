@@ -21,17 +21,19 @@ from fedsparse.nn.stand_in import Handler, StandIn
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HANDLERS: dict[Any, Handler] = {}
 """torch's functions that a norm waits for; see `StandIn`."""
-Fused = Callable[[Tensor | None, bool], Tensor]
-"""A norm that waits: from (residual, relu) to its result."""
+Fused = Callable[..., Tensor]
+"""A norm that waits: from residual and relu to its result."""
 
 
 class Innermost(Tensor):
     """x [B, C, H, W] with strides (1, H W B, W B, B).
 
-    fused: what gets the names of what runs with a norm of it (`SparseConv2d.fused`), where a convolution made it.
+    Of one that a convolution made, fused: what gets the names of what runs with a norm of it (`SparseConv2d.fused`);
+    keeps_half: whether the norm keeps it as bfloat16.
     """
 
     fused: set[str] | None = None
+    keeps_half: bool = False
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -81,7 +83,7 @@ class Waiting(StandIn):
         if [each._version for each in self._operands()] != self._versions:
             raise RuntimeError("what a norm takes was changed in place between the norm and the function after it")
         with torch.set_grad_enabled(self._recorded):
-            y = innermost(self._norm(self._residual, relu))
+            y = innermost(self._norm(residual=self._residual, relu=relu))
         parts = ("norm", *(("residual",) if self._residual is not None else ()), *(("ReLU",) if relu else ()))
         self._fused.add(" + ".join(parts))
         return y
@@ -142,7 +144,7 @@ HANDLERS.update(dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__r
 HANDLERS.update(dict.fromkeys((Tensor.add_, Tensor.__iadd__), _sum_in_place))
 
 
-def innermost(x: Tensor, fused: set[str] | None = None) -> Tensor:
+def innermost(x: Tensor, fused: set[str] | None = None, half: bool = False) -> Tensor:
     """x as an Innermost where it has the layout and Triton may run on it, else as it is."""
     if not ops.runs_triton(x.device) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x
@@ -150,7 +152,7 @@ def innermost(x: Tensor, fused: set[str] | None = None) -> Tensor:
         if not ops.stands_innermost(x):
             return x
         y = x.as_subclass(Innermost)
-        y.fused = fused
+        y.fused, y.keeps_half = fused, half
         return y
 
 
@@ -162,7 +164,7 @@ def _takes(x: Any, *others: Tensor | None) -> bool:
 
 def _waiting(x: Innermost, norm: Callable[..., Tensor]) -> Waiting:
     fused = set() if x.fused is None else x.fused
-    return Waiting(x.as_subclass(Tensor), lambda residual, relu: norm(residual=residual, relu=relu), fused)
+    return Waiting(x.as_subclass(Tensor), partial(norm, half=x.keeps_half), fused)
 
 
 def _batch_norm(

@@ -263,7 +263,7 @@ class SparseConv2d(SparseLayer):
         else:
             with pruned_saves(x.tensor() if isinstance(x, StandIn) else x, store) as kept:
                 y = ops.conv2d(values, self.topology, kept, self.bias, *sizes)
-        return innermost(y, self.fused) if self.region else y
+        return innermost(y, self.fused, self.level.halves) if self.region else y
 
     def _in_blocks(self, x: Blocked) -> Blocked:
         values = self.used()

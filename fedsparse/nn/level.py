@@ -48,6 +48,11 @@ class Level:
         return self.name == "dense"
 
     @property
+    def halves(self) -> bool:
+        """Whether a norm keeps float32 inputs as bfloat16."""
+        return self.bfloat16 or self.name == "bf16"
+
+    @property
     def store(self) -> Store | None:
         """How an input is kept that nothing can make again; None: as it is."""
         return None if self.keeps_all else Store(self.share, self.bfloat16)

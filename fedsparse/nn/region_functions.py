@@ -171,7 +171,7 @@ def norm_input(x: Blocked) -> Source | None:
         return None
     if source is not None and source.convolutions <= (level.name == "recompute"):
         return source
-    if (level.bfloat16 or level.name == "bf16") and x.dtype == torch.float32:
+    if level.halves and x.dtype == torch.float32:
         half = x.blocks.detach().bfloat16()
         return Source(x.blocks, lambda first, end: half[first:end].float(), exact=False)
     return Source.of(x.blocks)

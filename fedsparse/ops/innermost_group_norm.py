@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedsparse.ops.innermost_norm import check_residual, images_of, rows_of
+from fedsparse.ops.innermost_norm import as_kept, check_residual, images_of, rows_of
 
 
 def _planes(x: Tensor) -> Tensor:
@@ -36,6 +36,7 @@ class InnermostGroupNorm(torch.autograd.Function):
         groups: int,
         eps: float,
         relu: bool,
+        half: bool,
     ) -> Tensor:
         """Arguments as in `innermost_group_norm`."""
         from fedsparse.kernels import group_norm
@@ -45,7 +46,7 @@ class InnermostGroupNorm(torch.autograd.Function):
         mean, variance = group_norm.group_moments(planes, groups)
         added = None if residual is None else _planes(residual)
         y, bits = group_norm.group_norm(planes, mean, variance, weight, bias, groups, eps, added, relu)
-        ctx.save_for_backward(x, weight, mean, variance, bits)
+        ctx.save_for_backward(as_kept(x, half), weight, mean, variance, bits)
         return images_of(y, x)
 
     @staticmethod
@@ -59,7 +60,7 @@ class InnermostGroupNorm(torch.autograd.Function):
             _planes(gy), _planes(x), mean, variance, weight, ctx.groups, ctx.eps, bits, ctx.needs_input_grad[3]
         )
         dresidual = None if of_residual is None else images_of(of_residual, x)
-        return images_of(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, None, None, None
+        return images_of(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 4
 
 
 def innermost_group_norm(
@@ -70,11 +71,13 @@ def innermost_group_norm(
     eps: float,
     residual: Tensor | None = None,
     relu: bool = False,
+    half: bool = False,
 ) -> Tensor:
     """F.group_norm of x [B, C, H, W], plus the residual, and with `relu` max(that, 0), in x's dtype.
 
-    Differentiable in x, weight [C], bias [C] and the residual, which has x's shape and dtype. ValueError where groups
-    does not divide C, where a group has no more than one number, or where the residual has another shape or dtype.
+    Differentiable in x, weight [C], bias [C] and the residual, which has x's shape and dtype. half: x is kept
+    for the backward pass as bfloat16. ValueError where groups does not divide C, where a group has no more than one
+    number, or where the residual has another shape or dtype.
     """
     check_residual("innermost_group_norm", x, residual)
     channels = x.shape[1]
@@ -84,4 +87,4 @@ def innermost_group_norm(
         raise ValueError(f"innermost_group_norm: a group needs more than one number, x has shape {tuple(x.shape)}.")
     weight = torch.ones(channels, device=x.device) if weight is None else weight
     bias = torch.zeros(channels, device=x.device) if bias is None else bias
-    return InnermostGroupNorm.apply(x, weight, bias, residual, groups, eps, relu)
+    return InnermostGroupNorm.apply(x, weight, bias, residual, groups, eps, relu, half)

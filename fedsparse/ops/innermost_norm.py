@@ -35,6 +35,11 @@ def images_of(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(channels, high, wide, batch).permute(3, 0, 1, 2)
 
 
+def as_kept(x: Tensor, half: bool) -> Tensor:
+    """x for the backward pass: with `half` float32 as bfloat16."""
+    return x.detach().bfloat16() if half and x.dtype == torch.float32 else x
+
+
 class InnermostNorm(torch.autograd.Function):
     """Given or own statistics."""
 
@@ -50,14 +55,15 @@ class InnermostNorm(torch.autograd.Function):
         eps: float,
         training: bool,
         relu: bool,
+        half: bool,
     ) -> Tensor:
-        """Mean and variance float32 [C], of x itself in training."""
+        """Mean and variance float32 [C], of x itself in training; other arguments as in `innermost_norm`."""
         from fedsparse.kernels import norm
 
         ctx.eps, ctx.training = eps, training
         rows = None if residual is None else rows_of(residual)
         y, bits = norm.batch_norm(rows_of(x), mean, variance, weight, bias, eps, rows, relu)
-        ctx.save_for_backward(x, weight, mean, variance, bits)
+        ctx.save_for_backward(as_kept(x, half), weight, mean, variance, bits)
         return images_of(y, x)
 
     @staticmethod
@@ -72,7 +78,7 @@ class InnermostNorm(torch.autograd.Function):
             *rows, mean, variance, weight, ctx.eps, ctx.training, bits, wanted
         )
         dresidual = None if of_residual is None else images_of(of_residual, x)
-        return images_of(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 5
+        return images_of(dx, x), dweight.to(weight.dtype), dbias.to(weight.dtype), dresidual, *(None,) * 6
 
 
 def innermost_statistics(
@@ -104,12 +110,13 @@ def innermost_normed(
     eps: float,
     residual: Tensor | None = None,
     relu: bool = False,
+    half: bool = False,
 ) -> Tensor:
     """`innermost_norm` with the statistics of `innermost_statistics`."""
     check_residual("innermost_norm", x, residual)
     weight = mean.new_ones(x.shape[1]) if weight is None else weight
     bias = mean.new_zeros(x.shape[1]) if bias is None else bias
-    return InnermostNorm.apply(x, weight, bias, residual, mean, variance, eps, training, relu)
+    return InnermostNorm.apply(x, weight, bias, residual, mean, variance, eps, training, relu, half)
 
 
 def check_residual(op: str, x: Tensor, residual: Tensor | None) -> None:
@@ -131,13 +138,14 @@ def innermost_norm(
     eps: float,
     residual: Tensor | None = None,
     relu: bool = False,
+    half: bool = False,
 ) -> Tensor:
     """F.batch_norm of x [B, C, H, W], plus the residual, and with `relu` max(that, 0), in x's dtype.
 
     Differentiable in x, weight, bias and the residual, which has x's shape and dtype; running statistics float32 [C]
-    move. ValueError where training has one number a channel, where statistics are given neither way, or where the
-    residual has another shape or dtype.
+    move. half: x is kept for the backward pass as bfloat16. ValueError where training has one number a channel, where
+    statistics are given neither way, or where the residual has another shape or dtype.
     """
     check_residual("innermost_norm", x, residual)
     statistics = innermost_statistics(x, running_mean, running_variance, training, momentum)
-    return innermost_normed(x, *statistics, weight, bias, training, eps, residual, relu)
+    return innermost_normed(x, *statistics, weight, bias, training, eps, residual, relu, half)

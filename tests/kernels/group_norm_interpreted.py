@@ -13,7 +13,7 @@ from spmm_interpreted import poison_new_tensors, relative_error
 
 from fedsparse.ops.innermost_group_norm import innermost_group_norm
 
-# (B, C, H, W), groups, dtype of x, affine: why. "residual" and "relu" in the name: with them
+# (B, C, H, W), groups, dtype of x, affine: why. "residual", "relu", "kept as bfloat16" in the name: with them
 GROUP_CASES = {
     "several parts of a group": ((16, 6, 9, 19), 2, torch.float32, True),
     "several parts of a channel": ((70, 2, 17, 16), 2, torch.float32, True),
@@ -28,6 +28,7 @@ GROUP_CASES = {
     "residual and relu, bits that end within a byte": ((13, 4, 3, 11), 2, torch.float32, True),
     "residual and relu, bfloat16": ((16, 4, 4, 4), 2, torch.bfloat16, True),
     "residual, no weight": ((6, 3, 3, 3), 3, torch.float32, False),
+    "residual and relu, kept as bfloat16": ((16, 4, 9, 9), 2, torch.float32, True),
 }
 EPS = 1e-3
 
@@ -42,7 +43,7 @@ def errors(name: str) -> dict[str, float]:
     own = [innermost(x).requires_grad_(), *(each.requires_grad_() for each in factors)]
     own += [innermost(residual).requires_grad_()] if "residual" in name else []
     wide = [each.detach().double().requires_grad_() for each in own]
-    more = {"residual": own[-1] if "residual" in name else None, "relu": "relu" in name}
+    more = {"residual": own[-1] if "residual" in name else None, "relu": "relu" in name, "half": "kept" in name}
     y = innermost_group_norm(own[0], groups, *(own[1:3] if affine else (None, None)), EPS, **more)
     expected = F.group_norm(wide[0], groups, *(wide[1:3] if affine else (None, None)), EPS)
     expected = expected + wide[-1] if "residual" in name else expected

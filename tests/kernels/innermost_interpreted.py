@@ -100,7 +100,7 @@ def network() -> dict[str, object]:
 
 
 def levels() -> dict[str, object]:
-    """Whether a step at the level "lossless" has the bits of one at "dense", what was copied forward, what packed."""
+    """Whether a step at "lossless" has the bits of one at "dense", what was copied, what packed; errors at "bf16"."""
     found: dict[str, list[Tensor]] = {}
     copies: dict[str, int] = {}
     layouts: list[bool] = []
@@ -116,7 +116,7 @@ def levels() -> dict[str, object]:
         return lanes
 
     ops.pack_activation, strips.to_lanes = recorded, counted
-    for level in ("dense", "lossless"):
+    for level in ("dense", "lossless", "bf16"):
         copies[level] = 0
         torch.manual_seed(0)
         model = keep_activations(sparsify(Network(), DENSITIES, granularity=16), level)
@@ -127,7 +127,9 @@ def levels() -> dict[str, object]:
         found[level] = [output.detach(), *(p.grad for p in model.parameters()), *model.buffers()]
     ops.pack_activation, strips.to_lanes = pack, to_lanes
     same = [torch.equal(a, b) for a, b in zip(found["dense"], found["lossless"], strict=True)]
-    return {"same": same, "copies": copies, "innermost": layouts}
+    half = [relative_error(a.double(), b.double()) for a, b in zip(found["bf16"], found["dense"], strict=True)]
+    said = explain(model).splitlines()
+    return {"same": same, "copies": copies, "innermost": layouts, "half": half, "explained": said}
 
 
 def bit_relu() -> tuple[str, bool]:

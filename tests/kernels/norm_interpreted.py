@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsparse.ops.innermost_norm import innermost_norm
 
-# (B, C, H, W), dtype of x, training, affine: why. "residual" and "relu" in the name: with them
+# (B, C, H, W), dtype of x, training, affine: why. "residual", "relu", "kept as bfloat16" in the name: with them
 CASES = {
     "several parts of a row": ((32, 3, 9, 17), torch.float32, True, True),
     "more channels than a program joins": ((16, 70, 2, 1), torch.float32, True, True),
@@ -28,6 +28,7 @@ CASES = {
     "residual and relu, bfloat16": ((16, 3, 4, 4), torch.bfloat16, True, True),
     "residual, no weight": ((6, 3, 3, 3), torch.float32, True, False),
     "residual and relu, given statistics": ((5, 4, 3, 3), torch.float32, False, True),
+    "residual and relu, kept as bfloat16": ((32, 3, 9, 9), torch.float32, True, True),
 }
 MOMENTUM, EPS = 0.3, 1e-3
 
@@ -54,7 +55,7 @@ def errors(name: str) -> dict[str, float]:
     running = [mean.clone(), variance.clone()]
     exact = [mean.double(), variance.double()]
     affine_of = lambda them: them[1:3] if affine else (None, None)  # noqa: E731
-    more = {"residual": own[-1] if "residual" in name else None, "relu": "relu" in name}
+    more = {"residual": own[-1] if "residual" in name else None, "relu": "relu" in name, "half": "kept" in name}
     y = innermost_norm(own[0], *running, *affine_of(own), training, MOMENTUM, EPS, **more)
     expected = F.batch_norm(wide[0], *exact, *affine_of(wide), training, MOMENTUM, EPS)
     if "residual" in name:

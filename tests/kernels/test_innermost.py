@@ -62,8 +62,19 @@ def test_a_level_keeps_the_layout_and_the_bits(interpreted: dict[str, Any]) -> N
     """Of the inputs that "lossless" may pack one is a ReLU's: it is packed as it stands; nothing is copied for it."""
     found = interpreted["levels"]
     assert all(found["same"])
-    assert found["innermost"] == [True]
-    assert found["copies"]["lossless"] == found["copies"]["dense"]
+    assert found["innermost"] == [True, True]
+    assert found["copies"]["lossless"] == found["copies"]["bf16"] == found["copies"]["dense"]
+
+
+def test_norms_keep_their_inputs_as_bfloat16_where_the_level_says_so(interpreted: dict[str, Any]) -> None:
+    """The result's bits stay; gradients from the second norm back are off by less than 2 %; what is said is done."""
+    output, *rest = interpreted["levels"]["half"]
+    assert output == 0
+    assert all(error < 0.02 for error in rest)
+    assert any(rest)
+    _, first, second, _ = interpreted["levels"]["explained"]
+    assert "activations bf16" in first
+    assert "a norm keeps its input as it is" not in first + second
 
 
 def test_a_relu_with_bits_keeps_the_layout(interpreted: dict[str, Any]) -> None:

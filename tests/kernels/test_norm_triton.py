@@ -16,6 +16,13 @@ from fedsparse.ops.innermost_norm import stands_innermost
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
+def limit_of(name: str, dtype: torch.dtype, what: str) -> float:
+    """What is kept as bfloat16 goes into the gradients of x and of weight, by way of (x - mean), and into no other."""
+    if "kept as" in name and what in ("x", "weight"):
+        return 5e-3
+    return 1e-3 if name == "far from zero" else TOLERANCE[dtype]
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, float]]:
     return run("norm_interpreted.py")
@@ -27,9 +34,8 @@ def test_against_float64(interpreted: dict[str, dict[str, float]], name: str) ->
     found = interpreted[name]
     operands = {"x", *(("weight", "bias") if affine else ()), *(("residual",) if "residual" in name else ())}
     assert set(found) == {"y", "running mean", "variance"} | operands
-    limit = 1e-3 if name == "far from zero" else TOLERANCE[dtype]
     for what, error in found.items():
-        assert error <= limit, f"{what}: {error:.2e}"
+        assert error <= limit_of(name, dtype, what), f"{what}: {error:.2e}"
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,8 @@ def test_group_norm_against_float64(of_groups: dict[str, dict[str, float]], name
     found = of_groups[name]
     operands = {"x", *(("weight", "bias") if affine else ()), *(("residual",) if "residual" in name else ())}
     assert set(found) == {"y"} | operands
-    limit = 1e-3 if name == "far from zero" else TOLERANCE[dtype]
     for what, error in found.items():
-        assert error <= limit, f"{what}: {error:.2e}"
+        assert error <= limit_of(name, dtype, what), f"{what}: {error:.2e}"
 
 
 @pytest.mark.parametrize(
