@@ -1,13 +1,14 @@
 """Peak memory of a ResNet-18 training step: this package at each level of its store, against dense torch.
 
 The CPU's table is `benchmarks/memory.py`; here the bytes are torch's `max_memory_allocated`, all that is alive during a
-step included: weights, masks, momentum, the batch. The levels "bf16" and "recompute" need the CPU's blocked layout and
-are elsewhere what "lossless" is: outputs of ReLU packed, norms keep their inputs. In their place are autocast, and
-torch's checkpoints around our blocks.
+step included: weights, masks, momentum, the batch. Outside the CPU's blocked layout "recompute" is what "lossless" is:
+outputs of ReLU packed, norms keep their inputs; "bf16" too, but that between Triton convolutions norms keep theirs as
+bfloat16. In the place of the first are torch's checkpoints around our blocks.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fedsparse import ops
 from fedsparse.nn import keep_activations, sparse_layers, sparsify, standardise
 
 from .bench import Bench, checked
 from .rows import Case, Measured
+from .sparse_steps import of_vectors
 from .steps import make_step
 from .training import (
     STEP_LIMITS,
@@ -39,24 +42,30 @@ _DENSE = {"dense": "tf32", "dense, blocks checkpointed": "tf32", "dense, bf16 au
 
 @dataclass(frozen=True)
 class Ours:
-    """A sparse model: its level, FedMef's NSConv or the network as it is, whether its blocks are checkpointed."""
+    """A sparse model: its level, FedMef's NSConv or the network as it is, whether its blocks are checkpointed.
+
+    granularity: with masks of that many rows on the Triton kernels, with 1 on the dense back end.
+    """
 
     level: str
     precision: str = "tf32"
     nsconv: bool = False
     checkpointed: bool = False
+    granularity: int = 1
 
     @property
     def label(self) -> str:
         """As the table names it."""
         how = f"sparse{' NSConv' if self.nsconv else ''}, {self.level}"
         how += ", blocks checkpointed" if self.checkpointed else ""
+        how += f", V={self.granularity} triton" if self.granularity > 1 else ""
         return f"memory b64 {self.precision} {how}{', bf16 autocast' if self.precision == 'bf16' else ''}"
 
 
 PRUNED = "pruned(0.2, bf16)"
 OURS = (
-    *(Ours("dense"), Ours("lossless"), Ours(PRUNED, nsconv=True), Ours("lossless", "bf16")),
+    *(Ours("dense"), Ours("lossless"), Ours(PRUNED, nsconv=True), Ours("lossless", "bf16", granularity=32)),
+    Ours("lossless", "bf16"),
     *(Ours("dense", checkpointed=True), Ours(PRUNED), Ours("dense", nsconv=True)),
 )
 
@@ -105,37 +114,45 @@ def sparse_memory(bench: Bench, ours: Ours) -> Measured:
     At the level "pruned" the gradients of the convolutions' weights are not those of float64, and are left out of the
     check; those of all other parameters do not depend on what is kept.
     """
-    reference = _reference(bench, ours.nsconv)
+    if ours.granularity > 1:
+        bench.need_cuda("Triton")
+    reference = _reference(bench, ours.nsconv, ours.granularity)
     bench.clear()
-    model, images, labels = _start(bench, ours.nsconv)
+    model, images, labels = _start(bench, ours.nsconv, ours.granularity)
     keep_activations(model, ours.level)
     if ours.checkpointed:
         checkpoint_blocks(model)
     step = TrainingStep(bench, model, images, labels, ours.precision)
     if not ours.level.startswith("pruned"):
-        return _measured(bench, step, reference)
+        with ops.use_backend("triton") if ours.granularity > 1 else nullcontext():
+            return _measured(bench, step, reference)
     layers = sparse_layers(model).values()
     pruned = {id(parameter) for layer in layers for parameter in layer.parameters() if parameter is not layer.bias}
     exact = [torch.full((p.numel(),), id(p) not in pruned) for p in step.parameters]
     return _measured(bench, step, reference, torch.cat(exact))
 
 
-def _start(bench: Bench, nsconv: bool) -> tuple[nn.Module, Tensor, Tensor]:
+def _masks(bench: Bench, model: nn.Module, granularity: int) -> dict[str, Tensor]:
+    masks = random_masks(model, max(DENSITY, 0.2) if bench.smoke else DENSITY)
+    return {name: of_vectors(mask, granularity) for name, mask in masks.items()}
+
+
+def _start(bench: Bench, nsconv: bool, granularity: int = 1) -> tuple[nn.Module, Tensor, Tensor]:
     """The sparse model on the device, and the batch."""
     model = network(bench)
     model = standardise(model) if nsconv else model
-    masks = random_masks(model, max(DENSITY, 0.2) if bench.smoke else DENSITY)
-    model = sparsify(model, masks={name.removesuffix(".weight"): mask for name, mask in masks.items()})
+    masks = {name.removesuffix(".weight"): mask for name, mask in _masks(bench, model, granularity).items()}
+    model = sparsify(model, masks=masks, granularity=granularity)
     return model.to(bench.device), *batch_of(bench, bench.size(BATCH, 16))
 
 
 @lru_cache
-def _reference(bench: Bench, nsconv: bool) -> Tensor:
+def _reference(bench: Bench, nsconv: bool, granularity: int) -> Tensor:
     """A first step's change: of the masked dense model; NSConv standardises active weights alone, so of itself."""
     if nsconv:
         return reference_change(bench, *_start(bench, True), None)
     model = network(bench)
-    masks = random_masks(model, max(DENSITY, 0.2) if bench.smoke else DENSITY)
+    masks = _masks(bench, model, granularity)
     apply_masks(model, masks).to(bench.device)
     change = reference_change(bench, model, *batch_of(bench, bench.size(BATCH, 16)), masks)
     active = [masks.get(name, torch.ones(p.shape, dtype=torch.bool)) for name, p in model.named_parameters()]

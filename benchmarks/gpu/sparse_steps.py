@@ -71,7 +71,7 @@ def sparse_step(
     model = network(bench)
     # A thin network at a low density has layers without any weight, and then no gradient to check.
     masks = random_masks(model, max(density, 0.2) if bench.smoke else density)
-    masks = {name: _of_vectors(mask, granularity) for name, mask in masks.items()}
+    masks = {name: of_vectors(mask, granularity) for name, mask in masks.items()}
     apply_masks(model, masks).to(bench.device)
     images, labels = batch_of(bench, bench.size(batch, 16))
     expected = _expected_gradient(bench, model, images, labels, masks)
@@ -104,7 +104,7 @@ def _on(backend: str) -> Iterator[None]:
         yield
 
 
-def _of_vectors(mask: torch.Tensor, granularity: int) -> torch.Tensor:
+def of_vectors(mask: torch.Tensor, granularity: int) -> torch.Tensor:
     """The mask with every V-th row taken for V of them."""
     return mask if granularity == 1 else mask[::granularity].repeat_interleave(granularity, 0)
 

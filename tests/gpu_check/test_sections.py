@@ -155,7 +155,9 @@ def test_no_test_is_no_success(tmp_path: Path) -> None:
     assert (row.status, row.note) == ("failed", "no test ran")
 
 
-@pytest.mark.parametrize("case", memory.cases(), ids=lambda case: case.label)
+@pytest.mark.parametrize(
+    "case", [case for case in memory.cases() if "triton" not in case.label], ids=lambda case: case.label
+)
 def test_memory_of_every_contender(case: Case) -> None:
     """Each takes a right step (compared with float64 first); on the CPU no peak is read."""
     measured = case.run(CPU)
