@@ -42,4 +42,6 @@ def show(experiment: Experiment, steps: int, folder: Path, threads: int) -> None
     write_atomic(folder / PROFILE, text.encode())
     with styled():
         write_atomic(folder / "memory_of_a_step.png", png(memory_picture(read_profile(folder / PROFILE))))
+    if (pieces := experiment.training.pieces) > 1:
+        console.print(f"{experiment.method.name}: minibatches in {pieces} pieces; what is kept is that of the first")
     console.print(f"{threads} thread{'s' * (threads > 1)}; profile and picture: {folder}", soft_wrap=True)

@@ -73,7 +73,8 @@ def test_explain_tells_what_runs_each_pass(here: Path, capsys: Capture) -> None:
 
 def test_profile_shows_layers_and_sizes_and_writes_the_picture(here: Path, capsys: Capture) -> None:
     config = str(here / "pair" / "sparse.toml")
-    text = printed(capsys, "profile", config, "--set", "model.name='cnn'", "--steps", "1")
+    text = printed(capsys, "profile", config, "--set", "model.name='cnn'", "--set", "train.pieces=2", "--steps", "1")
+    assert "fedavg: minibatches in 2 pieces; what is kept is that of the first" in text
     folder = here / "runs" / "sparse-profile"
     assert re.search(r"kept for the backward pass .* [kM]B .* [kM]B .* [kM]B", text)
     assert re.search(r"layer +model +weights +indices +masks +optim\. +grads +activ\. .*kept", text)
