@@ -7,7 +7,8 @@ that runs this benchmark. Flower's CPU seconds are those of its process tree, Ra
 cannot run, or has not ended in ENGINE_LIMIT seconds (600), is "not measured", with the reason. Of the rounds after one
 of warm-up (ENGINE_ROUNDS and ENGINE_WARM_UP set how many) the cheapest counts, for every engine: what others do on the
 machine at the time is not the engine's. With `--repeat N` the engines run in turn N times, since two processes that do
-the same may differ by a fifth: the table has the cheapest and the dearest of an engine's runs.
+the same may differ by a fifth: the table has the cheapest and the dearest of an engine's runs. `--pair` has pfl, this
+library and the training alone do a round each in turn in one process, which compares them best.
 
 Without the rivals: `python -m benchmarks.engine --engine plain --engine dense --engine sparse`.
 """
@@ -19,10 +20,12 @@ import csv
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -60,8 +63,8 @@ class Row:
     reason: str = ""
 
 
-def ours(task: Task, density: float) -> Row:
-    """Seconds of a round of this library in one process."""
+def loop_of(task: Task, density: float) -> Loop:
+    """This library's loop of a task, opened."""
     x, y = images(task)
     channels = (0.0,) * task.shape[0], (1.0,) * task.shape[0]
     data = Dataset("random", x, y, task.classes, *channels)
@@ -71,8 +74,14 @@ def ours(task: Task, density: float) -> Row:
     training = Training(rounds, task.per_round, 1, task.batch, task.lr, momentum=0.0, eval_every=rounds)
     loop = Loop(Experiment(build(task), FedAvg(density=density), data, test, parts, training))
     loop.open()
+    return loop
+
+
+def ours(task: Task, density: float) -> Row:
+    """Seconds of a round of this library in one process."""
+    loop = loop_of(task, density)
     clock = Clock()
-    for t in range(rounds):
+    for t in range(task.rounds + WARM_UP):
         loop.round(t)
         clock.mark()
     name = "fedsparse, dense" if density == 1 else f"fedsparse, density {density:g}"
@@ -95,9 +104,11 @@ def rival(name: str, task: str) -> Row:
     return _row(name, said["version"], said["rounds"])
 
 
-def output(command: list[str]) -> str:
+def output(command: list[str], **environment: str) -> str:
     """What a command prints; after LIMIT seconds it and its descendants, which outlive it in Ray, are ended."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=RIVALS) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=RIVALS, env=os.environ | environment
+    ) as process:
         try:
             said, errors = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
@@ -160,21 +171,46 @@ def show(name: str, task: Task, rows: list[Row]) -> None:
             print(f"| {row.engine} {row.version} | {row.cpu:.3f} | {row.wall:.3f} | {each} |", flush=True)
 
 
-def plain(task: Task) -> Row:
-    """The training alone: one model, one optimizer, the same batches; what is above it is the engine's overhead."""
+def plain_round(task: Task) -> Callable[[], None]:
+    """A round of the training alone: one model, one optimizer, the same batches; what others take more is overhead."""
     x, y = images(task)
     model = build(task)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
-    clock = Clock()
-    for _ in range(task.rounds + WARM_UP):
+
+    def go() -> None:
         for client in range(task.per_round):
             part = slice(client * task.samples, (client + 1) * task.samples)
             for bx, by in zip(x[part].split(task.batch), y[part].split(task.batch)):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(bx), by).backward()
                 optimizer.step()
+
+    return go
+
+
+def plain(task: Task) -> Row:
+    """The training alone."""
+    go = plain_round(task)
+    clock = Clock()
+    for _ in range(task.rounds + WARM_UP):
+        go()
         clock.mark()
     return _row("plain torch, training alone", "", clock.rounds())
+
+
+def pair(name: str, task: Task) -> None:
+    """Print medians of rounds in turn in one process, and how often ours was cheaper than pfl's beside it."""
+    command = [str(environment("pfl")), "pair_run.py", name]
+    found: dict[str, list[float]] = json.loads(output(command, PYTHONPATH=str(RIVALS.parent.parent)).splitlines()[-1])
+    print(
+        f"\n{name}, rounds in turn in one process\n| engine | CPU ms a client, median | cheapest |\n| --- | --- | --- |"
+    )
+    for engine, seconds in found.items():
+        each = 1000 / task.per_round
+        print(f"| {engine} | {each * statistics.median(seconds):.2f} | {each * min(seconds):.2f} |")
+    ratios = [theirs / mine for theirs, mine in zip(found["pfl"], found["ours"], strict=True)]
+    cheaper = sum(ratio > 1 for ratio in ratios)
+    print(f"pfl over ours: median {statistics.median(ratios):.3f}; ours cheaper in {cheaper} of {len(ratios)} rounds")
 
 
 def measure(engine: str, name: str) -> Row:
@@ -198,11 +234,15 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="all by default")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="all by default")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each engine, the engines in turn (1)")
+    parser.add_argument("--pair", action="store_true", help="only ours, pfl and the training alone, in one process")
     parser.add_argument("--csv", type=Path, help="the folder for TASK.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(header("engine"))
     for name in options.tasks or TASKS:
+        if options.pair:
+            pair(name, TASKS[name])
+            continue
         engines = [engine for engine in options.engine or ENGINES if (engine, name) != ("sparse", "linear")]
         runs = [[measure(engine, name) for engine in engines] for _ in range(options.repeat)]
         rows = [best(list(runs_of_one)) for runs_of_one in zip(*runs)]

@@ -78,6 +78,17 @@ def test_of_an_engines_runs_the_cheapest_counts_and_the_dearest_is_told(capsys: 
     assert "not measured: exit code 1" in other
 
 
+def test_rounds_in_turn_are_compared_each_with_the_one_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"pfl": [1.2, 1.0, 3.3], "ours": [1.0, 1.25, 3.0], "plain": [0.5, 0.7, 0.6]}
+    stand_in(tmp_path, f"print({json.dumps(said)!r})", monkeypatch)
+    engine.pair("cnn", TASKS["cnn"])
+    *_, pfl, ours, plain, ratio = capsys.readouterr().out.splitlines()
+    assert (pfl, ours, plain) == ("| pfl | 24.00 | 20.00 |", "| ours | 25.00 | 20.00 |", "| plain | 12.00 | 10.00 |")
+    assert ratio == "pfl over ours: median 1.100; ours cheaper in 2 of 3 rounds"
+
+
 def test_data_is_made_once_a_process_and_is_what_a_task_says() -> None:
     task = TASKS["linear"]
     assert images(task) is images(task), "else a rival that asks for each client pays for it"

@@ -15,7 +15,7 @@ from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from tasks import TASKS, WARM_UP, Clock, build, images
+from tasks import TASKS, WARM_UP, Clock, Task, build, images
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,9 +48,8 @@ class Rounds(TrainingProcessCallback):
         return False, Metrics()
 
 
-def main() -> None:
-    task = TASKS[sys.argv[1]]
-    torch.set_num_threads(1)
+def run(task: Task, watch: TrainingProcessCallback) -> None:
+    """The task's rounds; `watch` is called after each."""
     x, y = images(task)
     parts = torch.arange(len(y)).view(task.clients, task.samples)
     users = {str(k): Dataset((x[part], y[part]), user_id=str(k)) for k, part in enumerate(parts)}
@@ -59,7 +58,6 @@ def main() -> None:
     model = Trained(build(task))
     trained = PyTorchModel(model, torch.optim.SGD, torch.optim.SGD(model.parameters(), lr=1.0))
     rounds = task.rounds + WARM_UP
-    watch = Rounds()
     FederatedAveraging().run(
         NNAlgorithmParams(rounds, 10 * rounds, task.per_round, None),
         SimulatedBackend(training_data=federated, val_data=None),
@@ -68,6 +66,12 @@ def main() -> None:
         NNEvalHyperParams(local_batch_size=None),
         callbacks=[watch],
     )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    watch = Rounds()
+    run(TASKS[sys.argv[1]], watch)
     print(json.dumps({"version": pfl.__version__, "torch": torch.__version__, "rounds": watch.clock.rounds()}))
 
 
