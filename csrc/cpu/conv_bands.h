@@ -13,7 +13,8 @@
 
 namespace fedsparse {
 
-// Bytes of a band's scratch, where the rows of one register tile do not already take more.
+// Bytes of a band's scratch, where the rows of one register tile do not already take more; a quarter more
+// where that holds the whole map, of which no row is then copied twice.
 inline constexpr int64_t kBandBytes = 1024 * 1024;
 
 // How the rows of one blocked tensor are laid into a band.
@@ -41,9 +42,12 @@ template <typename T>
 Band band_of(Band band, int64_t span) {
   const int64_t tile = register_tile().y, line_bytes = kLanes<T> * static_cast<int64_t>(sizeof(T));
   const auto rows = [&](int64_t out_rows) { return (out_rows - 1) * band.step + span; };
-  band.out_rows = std::min(tile, band.out_height);
-  while (band.out_rows < band.out_height &&
-         band.channels * rows(band.out_rows + tile) * band.plane.pitch * line_bytes <= kBandBytes)
+  const auto bytes = [&](int64_t out_rows) {
+    return band.channels * rows(out_rows) * band.plane.pitch * line_bytes;
+  };
+  const bool whole = bytes(band.out_height) <= kBandBytes + kBandBytes / 4;
+  band.out_rows = whole ? band.out_height : std::min(tile, band.out_height);
+  while (band.out_rows < band.out_height && bytes(band.out_rows + tile) <= kBandBytes)
     band.out_rows = std::min(band.out_rows + tile, band.out_height);
   band.rows = rows(band.out_rows);
   band.plane.lines = channel_lines(band.rows, band.plane.pitch);
