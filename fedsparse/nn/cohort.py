@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedsparse.nn.layers import SparseLayer
 from fedsparse.nn.region import use_region
+from fedsparse.nn.sparse_layer import SparseLayer
 
 Batch = tuple[Tensor, Tensor]
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from fedsparse.nn.layers import SparseConv2d, SparseLinear
 from fedsparse.nn.level import DENSE
 from fedsparse.nn.region import leave
+from fedsparse.nn.sparse_layer import SparseLayer
 from fedsparse.topology import MEMORIES, Memory, Topology
 
 Prunable = nn.Conv2d | nn.Linear | SparseLayer

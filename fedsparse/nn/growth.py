@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from fedsparse import ops
-from fedsparse.nn.layers import SparseLayer, SparseLinear
+from fedsparse.nn.layers import SparseLinear
 from fedsparse.nn.region import Blocked, as_tensor
+from fedsparse.nn.sparse_layer import SparseLayer
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,16 @@ class Blocked(StandIn):
         return self.blocks.grad_fn
 
 
+def handles(*functions: Any) -> Callable[[Handler], Handler]:
+    """Register a function as the blocked form of torch's."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
 def admits(x: Any, values: Tensor) -> bool:
     """Whether a marked layer with these values keeps its output for this input in blocks."""
     if _wish is False or torch.compiler.is_compiling():

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from fedsparse.nn.layers import SparseLayer
+from fedsparse.nn.sparse_layer import SparseLayer
 
 
 @dataclass(frozen=True)
