@@ -149,8 +149,9 @@ def explain(model: nn.Module) -> str:
 
     Each pass is run by the sparse kernels ("cpu"; on a GPU "triton" or "condensed") or by dense torch, whichever was
     faster (see `fedsparse.ops.dispatch`); which, and by what times, is known once the layer has had an input. Of a
-    convolution in the blocked region, also which functions of torch its output has left the region for so far; on a GPU
-    what has run in one kernel with the norm after it; where its level is not "dense", what it keeps.
+    convolution that `sparsify` marked for the blocked region, also whether its last output stayed out of it, and
+    for which functions of torch it has left the region so far; on a GPU what has run in one kernel with the norm after
+    it; where its level is not "dense", what it keeps.
     """
     lines = []
     for name, module in prunable(model, last=True).items():
@@ -181,6 +182,8 @@ def _layout(layer: SparseLayer) -> str:
     if layer.values.is_cuda or layer.fused:
         together = f", {' and '.join(sorted(layer.fused))} in one kernel" if layer.fused else ""
         return f", images innermost where Triton kernels run{together}"
+    if layer.seen is not None and not layer.blocked:
+        return ", output not in blocks of images (autocast, a small batch, another dtype or a forced back end)"
     left = f", an ordinary tensor for {', '.join(sorted(layer.left))}" if layer.left else ""
     return f", output in blocks of images{left}"
 

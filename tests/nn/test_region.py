@@ -185,7 +185,9 @@ def test_switches() -> None:
     with torch.autocast("cpu"):
         model(x)
     assert found == []
+    assert explain(model).count("output not in blocks of images (autocast, ") == 3
     model(x)
+    assert "not in blocks" not in explain(model)
     assert found == ["0.conv", "2.conv", "4.conv"]
     found.clear()
     assert not any(
