@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsparse.nn.kept import Source
 from fedsparse.nn.region import Blocked, handles
-from fedsparse.ops import blocked_norm
+from fedsparse.ops import blocked_norm, blocked_statistics
 
 
 @handles(F.batch_norm)
@@ -33,12 +33,12 @@ def _batch_norm(
         if count <= 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         running = (running_mean, running_var)
-        statistics = blocked_norm.batch_statistics(blocks, batch, weight, bias, *running, momentum, eps)
+        statistics = blocked_statistics.batch_statistics(blocks, batch, weight, bias, *running, momentum, eps)
     else:
         if running_mean is None or running_var is None:
             return NotImplemented
         rstd = torch.rsqrt(running_var + eps)
-        statistics = blocked_norm.given_statistics(weight, bias, running_mean.clone(), rstd)
+        statistics = blocked_statistics.given_statistics(weight, bias, running_mean.clone(), rstd)
     norm = partial(blocked_norm.batch_norm, blocks, weight, bias, statistics, batch, training=training)
     return _waiting(x, norm, lambda: (statistics.scale, statistics.shift))
 
@@ -50,10 +50,10 @@ def _group_norm(
     if not isinstance(x, Blocked) or any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
         return NotImplemented
     blocks, batch = x.blocks, x.batch
-    mean, variance = blocked_norm.group_moments(blocks, num_groups)
+    mean, variance = blocked_statistics.group_moments(blocks, num_groups)
     rstd = torch.rsqrt(variance + eps)
     norm = partial(blocked_norm.group_norm, blocks, weight, bias, mean, rstd, batch)
-    return _waiting(x, norm, partial(blocked_norm.group_factors, weight, bias, mean, rstd, x.shape[1]))
+    return _waiting(x, norm, partial(blocked_statistics.group_factors, weight, bias, mean, rstd, x.shape[1]))
 
 
 def _waiting(x: Blocked, norm: Callable[..., Tensor], factors: Callable[[], tuple[Tensor, Tensor]]) -> Blocked:

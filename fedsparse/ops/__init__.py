@@ -18,8 +18,9 @@ kernels and dense torch (`dispatch`), and `measuring` times both.
 from fedsparse.ops.backend import BACKENDS, active_backend, is_forced, runs_triton, use_backend
 from fedsparse.ops.blocked import from_blocked, to_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d
-from fedsparse.ops.blocked_norm import batch_norm, batch_statistics, given_statistics, group_moments, group_norm
+from fedsparse.ops.blocked_norm import batch_norm, group_norm
 from fedsparse.ops.blocked_pool import blocked_average, blocked_max
+from fedsparse.ops.blocked_statistics import batch_statistics, given_statistics, group_moments
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
 from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles

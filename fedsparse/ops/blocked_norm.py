@@ -26,17 +26,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsparse.ops.blocked import check_batch, check_blocked
+from fedsparse.ops.blocked_statistics import Statistics, group_factors
 from fedsparse.ops.kept import Kept, is_last, only_here
 from fedsparse.ops.load import define
 
 _BACKWARD = "Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? out, bool relu"
 _GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 
-define(
-    "blocked_batch_statistics(Tensor x, SymInt batch, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_variance, float momentum, float eps) -> (Tensor mean, Tensor rstd, Tensor scale, Tensor shift)"
-)
-define("blocked_group_moments(Tensor x, int groups) -> (Tensor mean, Tensor variance)")
 define("blocked_norm(Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> Tensor")
 define("blocked_norm_(Tensor(a!) y, Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> ()")
 define(f"blocked_batch_norm_backward({_BACKWARD}, bool training, SymInt batch) -> {_GRADIENTS}")
@@ -44,17 +40,6 @@ define(f"blocked_group_norm_backward({_BACKWARD}, SymInt batch) -> {_GRADIENTS}"
 _OVER_X = "Tensor gy, Tensor(a!) x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, bool relu"
 define(f"blocked_batch_norm_backward_({_OVER_X}, bool training, SymInt batch) -> (Tensor dweight, Tensor dbias)")
 define(f"blocked_group_norm_backward_({_OVER_X}, SymInt batch) -> (Tensor dweight, Tensor dbias)")
-
-
-@torch.library.register_fake("fedsparse::blocked_batch_statistics")
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape[1]) for _ in range(4))
-
-
-@torch.library.register_fake("fedsparse::blocked_group_moments")
-def _(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0], groups, x.shape[4])
-    return x.new_empty(shape), x.new_empty(shape)
 
 
 @torch.library.register_fake("fedsparse::blocked_norm")
@@ -86,15 +71,6 @@ def reference_norm(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | N
     channels = (1, -1, 1, 1, 1)
     y = x * scale.view(channels) + shift.view(channels) + (0 if residual is None else residual)
     return y.relu() if relu else y
-
-
-class Statistics(NamedTuple):
-    """What batch norm is given, each [C]: mean, rstd, and y = x scale + shift, which follow with weight and bias."""
-
-    mean: Tensor
-    rstd: Tensor
-    scale: Tensor
-    shift: Tensor
 
 
 class How(NamedTuple):
@@ -193,23 +169,6 @@ def _gradients(ctx: Any, gy: Tensor, backward: Any, backward_over_x: Any) -> tup
     return _wanted(ctx, dx, dweight, dbias, gy if y is None else masked)
 
 
-def batch_factors(weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each [C], of y = x scale + shift."""
-    scale = rstd if weight is None else weight * rstd
-    return scale, -mean * scale if bias is None else bias - mean * scale
-
-
-def group_factors(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, channels: int
-) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each [blocks, C, L], of y = x scale + shift."""
-    width = channels // mean.shape[1]
-    scale = rstd.repeat_interleave(width, 1)
-    shift = -mean.repeat_interleave(width, 1)
-    scale = scale if weight is None else scale * weight[:, None]
-    return scale, shift * scale if bias is None else bias[:, None] + shift * scale
-
-
 def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
     return (
         x.new_ones(x.shape[1]) if weight is None else weight,
@@ -219,44 +178,6 @@ def _affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> tuple[Tens
 
 def _wanted(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad))
-
-
-@torch.no_grad()
-def group_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """(mean, biased variance), each [blocks, groups, L], of x [blocks, C, H, W, L]; no gradients."""
-    check_blocked("group_moments", "x", x)
-    if groups < 1 or x.shape[1] % groups:
-        raise ValueError(f"group_moments: groups must divide the {x.shape[1]} channels, not {groups}.")
-    return torch.ops.fedsparse.blocked_group_moments(x, groups)
-
-
-def batch_statistics(
-    x: Tensor,
-    batch: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Statistics:
-    """The statistics of the true images of x [blocks, C, H, W, L]; moves the running ones, in place; no gradients.
-
-    running = (1 - momentum) running + momentum new, with the unbiased variance, as torch's batch norm has it.
-    """
-    check_blocked("batch_statistics", "x", x)
-    check_batch("batch_statistics", x, batch)
-    running = (running_mean, running_variance)
-    affine = (None if tensor is None else tensor.detach() for tensor in (weight, bias))
-    return Statistics(
-        *torch.ops.fedsparse.blocked_batch_statistics(x.detach(), batch, *affine, *running, momentum, eps)
-    )
-
-
-def given_statistics(weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Statistics:
-    """The statistics of batch norm that stands on others than those of x."""
-    with torch.no_grad():
-        return Statistics(mean, rstd, *batch_factors(weight, bias, mean, rstd))
 
 
 def batch_norm(

@@ -3,14 +3,8 @@
     grow_scores(tile, best) = the best groups of `best` and of the inactive groups of a tile of rows
 
 The gradient sum_b gy[b, n] x[b, c] (or its convolution) is computed for a few rows at a time, a tile of at most `TILE`
-elements where one group of rows allows it, and only the best candidates are kept. On ordinary tensors torch computes
-it; on blocked ones (see `blocked`)
+elements where one group of rows allows it, by `gradient_rows`, and only the best candidates are kept.
 
-    blocked_gradient_rows(gy, x, batch, first, rows) = those rows of the gradient to the dense weight
-
-by Winograd's minimal filtering where the convolution is 3x3 of stride 1 or 2 in float32, with a quarter or 0.56 of the
-products (Lavin & Gray, CVPR 2016) and a rounding error some 10 times that of the plain sum, else by the kernels of
-strips. It has the same bits for any number of threads.
 Back ends of the selection: cpu (C++: one pass over the tile, memory for the candidates kept), triton (the default on
 CUDA where triton is installed: the host waits for the result alone), reference, which serves other devices. No
 gradient.
@@ -18,15 +12,16 @@ gradient.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsparse.ops.algebra import check_operand
 from fedsparse.ops.backend import active_backend
-from fedsparse.ops.blocked import check_batch, check_blocked, reference_from_blocked
+from fedsparse.ops.blocked import check_batch, check_blocked
 from fedsparse.ops.conv2d import Size, pair
+from fedsparse.ops.gradient_rows import rows_of_gradient
 from fedsparse.ops.load import define, require_compiled
 from fedsparse.ops.topk import selects_on_triton, topk, triton_selected
 from fedsparse.topology import Topology
@@ -37,25 +32,6 @@ define(
     "grow_scores(Tensor tile, Tensor indptr, Tensor cols, SymInt first, SymInt granularity, Tensor? direction, "
     "Tensor scores, Tensor indices, Tensor gradients) -> (Tensor, Tensor, Tensor)"
 )
-
-define(
-    "blocked_gradient_rows(Tensor gy, Tensor x, SymInt batch, SymInt first, SymInt rows, int[2] kernel, int[2] stride, "
-    "int[2] padding, int[2] dilation) -> Tensor"
-)
-
-
-@torch.library.register_fake("fedsparse::blocked_gradient_rows")
-def _(gy: Tensor, x: Tensor, batch: int, first: int, rows: int, kernel: Any, *geometry: Any) -> Tensor:
-    return gy.new_empty(rows, x.shape[1] * kernel[0] * kernel[1])
-
-
-def reference_gradient_rows(gy: Tensor, x: Tensor, batch: int, first: int, rows: int, *geometry: Any) -> Tensor:
-    """blocked_gradient_rows by torch's own convolution; geometry as (kernel, stride, padding, dilation)."""
-    ordinary = reference_from_blocked(gy, batch)[:, first : first + rows], reference_from_blocked(x, batch)
-    weight = gy.new_empty(1).expand(rows, x.shape[1], *geometry[0])
-    return torch.ops.aten.convolution_backward(
-        *ordinary, weight, None, *geometry[1:], False, (0, 0), 1, [False, True, False]
-    )[1].flatten(1)
 
 
 class Best(NamedTuple):
@@ -177,7 +153,7 @@ def grow_scores(
     geometry.append(pair("grow_scores", "dilation", dilation, 1))
     search = GrowSearch(topology, count, direction)
     for rows in tiles(slice(0, topology.rows), search.width, topology.granularity):
-        search.look_at(rows.start, _rows_of_gradient(uses, images, rows, topology, geometry))
+        search.look_at(rows.start, rows_of_gradient(uses, images, rows, topology, geometry))
     return search.found()
 
 
@@ -258,40 +234,6 @@ def _merged(tile: Tensor, topology: Topology, start: int, direction: Tensor | No
         return reference(*arguments)
     require_compiled("cpu")
     return Best(*torch.ops.fedsparse.grow_scores(*arguments))
-
-
-def _rows_of_gradient(
-    uses: list[tuple[Tensor, Tensor]],
-    batches: Sequence[int | None],
-    rows: slice,
-    topology: Topology,
-    geometry: list[tuple[int, int]],
-) -> Tensor:
-    """Rows of the dense gradient, summed over the uses: [rows, width]."""
-    tile = _of_one_use(*uses[0], batches[0], rows, topology, geometry)
-    for (x, gy), batch in zip(uses[1:], batches[1:]):
-        tile += _of_one_use(x, gy, batch, rows, topology, geometry)
-    return tile
-
-
-def _of_one_use(
-    x: Tensor, gy: Tensor, batch: int | None, rows: slice, topology: Topology, geometry: list[tuple[int, int]]
-) -> Tensor:
-    if batch is not None:
-        first, kernel = rows.start, topology.kernel
-        arguments = (gy, x, batch, first, rows.stop - first, kernel, *geometry)
-        if active_backend(x.device) == "reference":
-            return reference_gradient_rows(*arguments)
-        return torch.ops.fedsparse.blocked_gradient_rows(*arguments)
-    gy = gy[:, rows]
-    if x.dim() == 2:
-        return gy.T @ x
-    stride, padding, dilation = geometry
-    shape = (gy.shape[1], topology.channels, *topology.kernel)
-    weight = gy.new_empty(1).expand(shape)
-    return torch.ops.aten.convolution_backward(
-        gy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, [False, True, False]
-    )[1].flatten(1)
 
 
 def _check(x: Tensor, gy: Tensor, topology: Topology, batch: int | None) -> None:
