@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.layers import DENSITIES, PASSES, Calls, Contender
+from benchmarks.layers import PASSES, Calls, Contender
+from benchmarks.layers_summary import DENSITIES
 from benchmarks.results import Row, header, write_csv
 from fedsparse.ops.algebra import FAMILIES
 from fedsparse.ops.index import Index
