@@ -1,7 +1,12 @@
-"""Where received messages lie."""
+"""Where received messages lie, and that no message is a pickle."""
+
+import ast
+import re
+from pathlib import Path
 
 import numpy as np
 
+import fedsparse
 from fedsparse.comm.mpi import LARGE, ROOMS, Link
 
 
@@ -39,3 +44,19 @@ def test_a_small_message_has_memory_of_its_own() -> None:
     link = receiving()
     assert len(link._room(LARGE - 1)) == LARGE - 1
     assert link._rooms == []
+
+
+def test_no_call_of_mpi_pickles() -> None:
+    """mpi4py's lower-case calls send pickled objects, its capitalised ones raw buffers; one file calls MPI."""
+    files = Path(fedsparse.__file__).parent.rglob("*.py")
+    with_mpi = [path for path in files if re.search(r"(import|from) mpi4py", path.read_text())]
+    assert [path.name for path in with_mpi] == ["mpi.py"]
+    called = [
+        node.func.attr
+        for node in ast.walk(ast.parse(with_mpi[0].read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) in ("self._world", "MPI.COMM_WORLD")
+    ]
+    assert {"Isend", "Iprobe", "Recv"} <= set(called)
+    assert [name for name in called if not name[0].isupper()] == []

@@ -58,20 +58,29 @@ def fedsparse(*arguments: str, **environment: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run in one process."""
+    folder = tmp_path_factory.mktemp("one-process")
+    (folder / "ranks.toml").write_text(CONFIG)
+    done = fedsparse("run", str(folder / "ranks.toml"), "--out", str(folder / "run"), "--quiet")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "run"
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
-def test_three_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
+def test_three_ranks_write_what_one_process_writes(one: Path, tmp_path: Path) -> None:
     config = tmp_path / "ranks.toml"
     config.write_text(CONFIG)
-    one = fedsparse("run", str(config), "--out", str(tmp_path / "one"), "--quiet")
     three = fedsparse(
         "run", str(config), "--out", str(tmp_path / "three"), "--quiet", "--ranks", "3", "--format", "json"
     )
-    assert (one.returncode, three.returncode) == (0, 0), three.stderr[-2000:]
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "three")]
+    assert three.returncode == 0, three.stderr[-2000:]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, tmp_path / "three")]
     assert json.loads(three.stdout) == {**results[1], "folder": str(tmp_path / "three")}
     assert [(result["ranks"], result["lost_ranks"]) for result in results] == [(1, []), (3, [])]
-    assert records(tmp_path / "one") == records(tmp_path / "three")
+    assert records(one) == records(tmp_path / "three")
     assert (tmp_path / "three" / "report.html").exists()
 
 
@@ -127,7 +136,7 @@ def test_a_lost_rank_is_named_and_a_lost_server_leaves_a_run_that_resumes(tmp_pa
 @pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
 @pytest.mark.skipif(not NAMES_HOSTS, reason="host names of one's own need the rights of root")
 def test_ranks_on_two_hosts_give_the_same_records_and_a_rank_stopped_on_the_other_ends_with_the_run(
-    tmp_path: Path,
+    one: Path, tmp_path: Path
 ) -> None:
     """mpirun would wait without end for the stopped rank, whose process rank 0 cannot end from its host."""
     config, hosts, agent = tmp_path / "ranks.toml", tmp_path / "hosts", tmp_path / "agent"
@@ -135,15 +144,14 @@ def test_ranks_on_two_hosts_give_the_same_records_and_a_rank_stopped_on_the_othe
     hosts.write_text("nodea slots=2\nnodeb slots=1\n")
     agent.write_text(AGENT)
     agent.chmod(0o755)
-    one = fedsparse("run", str(config), "--out", str(tmp_path / "one"), "--quiet")
     two = subprocess.run(
         [sys.executable, "-c", FAITHFUL, "run", str(config), "--out", str(tmp_path / "two"), "--quiet", "--ranks", "3",
          "--hostfile", str(hosts), "--set", "failures.client_deadline=20"],
         capture_output=True, text=True, timeout=850, check=False,
         env={**os.environ, "PRTE_MCA_plm_ssh_agent": str(agent), "FEDSPARSE_FAULT": "2:1:train:stop"},
     )  # fmt: skip
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
-    assert records(tmp_path / "one") == records(tmp_path / "two")
+    assert two.returncode == 0, two.stderr[-2000:]
+    assert records(one) == records(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "result.json").read_text())["lost_ranks"] == [2]
     (entry,) = json.loads((tmp_path / "two" / "rounds.jsonl").read_text().splitlines()[1])["incidents"]
     assert (entry["rank"], entry["reason"]) == (2, "lost: silent for over 20 s")
@@ -151,9 +159,8 @@ def test_ranks_on_two_hosts_give_the_same_records_and_a_rank_stopped_on_the_othe
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_mpirun() is None, reason="mpirun is not installed (pip install 'fedsparse[mpi]')")
-@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_a_run_on_ranks_with_what_is_done(what: signal.Signals, tmp_path: Path) -> None:
-    """The terminal's Ctrl-C goes to the whole group of the command; a batch system's SIGTERM to the command."""
+def test_ctrl_c_ends_a_run_on_ranks_with_what_is_done(tmp_path: Path) -> None:
+    """The terminal's Ctrl-C goes to the whole group of the command."""
     config, folder = tmp_path / "ranks.toml", tmp_path / "run"
     config.write_text(CONFIG.replace("rounds = 2", "rounds = 100000"))
     command = [sys.executable, "-m", "fedsparse", "run", str(config), "--out", str(folder), "--ranks", "2"]
@@ -168,7 +175,7 @@ def test_ctrl_c_and_sigterm_end_a_run_on_ranks_with_what_is_done(what: signal.Si
                 assert time.monotonic() < until
                 time.sleep(0.1)
             begun = time.monotonic()
-            os.kill(process.pid, what) if what == signal.SIGTERM else os.killpg(process.pid, what)
+            os.killpg(process.pid, signal.SIGINT)
             out, errors = process.communicate(timeout=200)
         finally:
             process.kill()
@@ -185,19 +192,26 @@ WAITS = "import signal, time; print('up', flush=True); time.sleep(60)"
 HEARS = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: print('once', flush=True)); " + WAITS
 
 
-@pytest.mark.parametrize(("program", "signals", "code"), [(WAITS, 1, -signal.SIGUSR1), (HEARS, 2, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("program", "signals", "code"),
+    [
+        (WAITS, [signal.SIGTERM], -signal.SIGUSR1),
+        (HEARS, [signal.SIGINT, signal.SIGINT], -signal.SIGTERM),
+        (HEARS, [signal.SIGTERM, signal.SIGINT], -signal.SIGTERM),
+    ],
+)
 def test_mpirun_is_told_to_pass_the_first_signal_on_and_to_end_at_the_second(
-    program: str, signals: int, code: int
+    program: str, signals: list[signal.Signals], code: int
 ) -> None:
     supervising = "import sys, fedsparse.cli.ranks as r; print(r.supervise([sys.executable, '-c', sys.argv[1]], None), flush=True)"
     command = [sys.executable, "-c", supervising, program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        for sent in range(signals):
+        for sent, what in enumerate(signals):
             if sent:
                 assert process.stdout.readline() == "once\n"
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, what)
         assert process.stdout.readline() == f"({code}, True)\n"
 
 
@@ -209,6 +223,22 @@ def test_a_run_interrupted_before_it_began_leaves_nothing(tmp_path: Path, monkey
         ranks.run_on_ranks(2, None, [], folder, 1)
     assert error.value.code == 130
     assert not folder.path.exists()
+
+
+def test_a_run_that_mpi_ended_is_no_success_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MPICH ends it when a rank is killed; and mpirun's success without a result is none."""
+    monkeypatch.setattr(ranks, "find_mpirun", lambda: "/bin/true")
+    folder = run_folder(tmp_path / "run", "x", 0)
+    for code in (9, 137, 0):
+        monkeypatch.setattr(ranks, "supervise", lambda *_, code=code: (code, False))
+        with pytest.raises(
+            CommandError, match=rf"exit code {code}\).*`fedsparse resume {folder.path}` goes on"
+        ) as error:
+            ranks.run_on_ranks(2, None, [], folder, 1)
+        assert error.value.code == 3
+    assert folder.path.exists()
 
 
 def test_without_mpirun_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:
