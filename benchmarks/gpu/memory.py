@@ -1,9 +1,9 @@
 """Peak memory of a ResNet-18 training step: this package at each level of its store, against dense torch.
 
 The CPU's table is `benchmarks/memory.py`; here the bytes are torch's `max_memory_allocated`, all that is alive during a
-step included: weights, masks, momentum, the batch. Outside the CPU's blocked layout "recompute" is what "lossless" is:
-outputs of ReLU packed, norms keep their inputs; "bf16" too, but that between Triton convolutions norms keep theirs as
-bfloat16. In the place of the first are torch's checkpoints around our blocks.
+step included: weights, masks, momentum, the batch. Between Triton convolutions "recompute" does what it does on the
+CPU, and norms keep their inputs as bfloat16 at "bf16"; elsewhere on a GPU both are what "lossless" is: outputs of ReLU
+packed, norms keep their inputs. Beside them are torch's checkpoints around our blocks.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Ours:
 
 PRUNED = "pruned(0.2, bf16)"
 OURS = (
-    *(Ours("dense"), Ours("lossless"), Ours(PRUNED, nsconv=True), Ours("lossless", "bf16", granularity=32)),
-    Ours("lossless", "bf16"),
+    *(Ours("dense"), Ours("lossless"), Ours(PRUNED, nsconv=True)),
+    *(Ours("recompute", "bf16", granularity=32), Ours("lossless", "bf16", granularity=32), Ours("lossless", "bf16")),
     *(Ours("dense", checkpointed=True), Ours(PRUNED), Ours("dense", nsconv=True)),
 )
 

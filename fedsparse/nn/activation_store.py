@@ -7,17 +7,17 @@ and pooling keep the very tensor that the convolution after them keeps packed, a
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsparse import ops
-from fedsparse.nn.innermost import Innermost, innermost
+from fedsparse.nn.innermost import Innermost, innermost, made_by, remember
+from fedsparse.nn.kept import Source, saved_as
 from fedsparse.ops.algebra import autocast
 
 BYTE = 256
@@ -66,36 +66,35 @@ def packed(x: Tensor, store: Store, images: int | None = None) -> ops.PackedActi
     return made
 
 
-@contextmanager
-def pruned_saves(x: Tensor, store: Store) -> Iterator[Tensor]:
-    """x as `as_kept` has it, an ordinary tensor: within the context autograd keeps that as `packed` has it.
+def source_of(x: Tensor, store: Store) -> Source:
+    """How the backward pass gets x, as `as_kept` has it.
 
-    Other tensors are kept as they are; so is x where nothing may be lost and too few of its entries are 0 for that to
-    save anything.
+    Where nothing may be lost: what is known to make an Innermost again cheaply is taken, and one that nothing makes is
+    known from then on by what is kept of it. Else it is kept packed, or as it is where too few of its entries are 0.
+    """
+    lossless = store.share == 1 and not store.bfloat16
+    known = made_by(x) if lossless else None
+    if known is not None and known.cheap:
+        return known
+    if lossless and int(x.count_nonzero()) > MOST * x.numel():
+        source = Source.of(x.as_subclass(Tensor) if isinstance(x, Innermost) else x)
+    else:
+        source = Source(x, packed(x, store).unpack, splits=False, exact=lossless)
+    if lossless:
+        remember(x, source)
+    return source
+
+
+@contextmanager
+def pruned_saves(x: Tensor, store: Store) -> Iterator[tuple[Tensor, Source]]:
+    """x as `as_kept` has it, an ordinary tensor, and its `source_of`: within the context autograd keeps x so.
 
     RuntimeError where nothing in the context keeps it: then it would be kept in a form that this does not know.
     """
     x = as_kept(x, store)
-    plain = x.as_subclass(Tensor) if isinstance(x, Innermost) else x
-    if store.share == 1 and not store.bfloat16 and int(x.count_nonzero()) > MOST * x.numel():
-        yield plain
-        return
-    kept, place, met = packed(x, store), (x.data_ptr(), x.shape, x.dtype), False
-
-    def pack(saved: Tensor) -> Any:
-        nonlocal met
-        if (saved.data_ptr(), saved.shape, saved.dtype) != place:
-            return saved
-        met = True
-        return kept
-
-    def unpack(saved: Any) -> Tensor:
-        return saved.unpack() if isinstance(saved, ops.PackedActivation) else saved
-
-    with saved_tensors_hooks(pack, unpack):
-        yield plain
-    if not met and x.numel():
-        raise RuntimeError("the layer does not keep its input for the backward pass, so the input cannot be pruned")
+    plain, source = x.as_subclass(Tensor) if isinstance(x, Innermost) else x, source_of(x, store)
+    with nullcontext() if source.whole else saved_as(plain, source.get):
+        yield plain, source
 
 
 class BitReLU(nn.ReLU):

@@ -191,8 +191,9 @@ def _layout(layer: SparseLayer) -> str:
 def _kept(layer: SparseLayer) -> str:
     if not isinstance(layer, SparseConv2d) or layer.level.keeps_all:
         return ""
-    as_said = layer.level.name == "lossless" or (layer.level.halves and layer.fused)
-    if layer.blocked or layer.seen is None or as_said:
+    level = layer.level
+    in_layout = bool(layer.fused) and (level.halves or level.name == "recompute")
+    if layer.blocked or layer.seen is None or level.name == "lossless" or in_layout:
         return f", activations {layer.level}"
     norms = "outside the blocked layout a norm keeps its input as it is"
     return f", activations {layer.level} ({norms}{'' if layer.level.name == 'pruned' else ', the rest is lossless'})"

@@ -7,7 +7,7 @@ addition and the ReLU that follow it (`Waiting`), so that the three run as one k
 The model's output is made an ordinary tensor by the hook of `fedsparse.nn.region`.
 """
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,24 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsparse import ops
+from fedsparse.nn.kept import Source, saved_as, unchanged
 from fedsparse.nn.stand_in import Handler, StandIn
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HANDLERS: dict[Any, Handler] = {}
 """torch's functions that a norm waits for; see `StandIn`."""
-Fused = Callable[..., Tensor]
-"""A norm that waits: from residual and relu to its result."""
+Fused = partial[Tensor]
+"""A norm that waits: from x, residual and relu to its result; its other arguments are keywords."""
 
 
 class Innermost(Tensor):
     """x [B, C, H, W] with strides (1, H W B, W B, B).
 
     Of one that a convolution made, fused: what gets the names of what runs with a norm of it (`SparseConv2d.fused`);
-    keeps_half: whether the norm keeps it as bfloat16.
+    keeps_half: whether the norm keeps it as bfloat16. source: how the backward pass can have it once more (`made_by`),
+    where that is known, at the version `made_at`.
     """
 
     fused: set[str] | None = None
     keeps_half: bool = False
+    source: Source | None = None
+    made_at: int = 0
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -57,7 +61,7 @@ class Waiting(StandIn):
 
     handlers = HANDLERS
 
-    def __init__(self, x: Tensor, norm: Fused, fused: set[str], residual: Tensor | None = None) -> None:
+    def __init__(self, x: Innermost, norm: Fused, fused: set[str], residual: Tensor | None = None) -> None:
         self._x, self._norm, self._residual, self._fused = x, norm, residual, fused
         self._versions = [each._version for each in self._operands()]
         self._tensor: Tensor | None = None
@@ -83,9 +87,23 @@ class Waiting(StandIn):
         if [each._version for each in self._operands()] != self._versions:
             raise RuntimeError("what a norm takes was changed in place between the norm and the function after it")
         with torch.set_grad_enabled(self._recorded):
-            y = innermost(self._norm(residual=self._residual, relu=relu))
+            y = self._normed(relu)
         parts = ("norm", *(("residual",) if self._residual is not None else ()), *(("ReLU",) if relu else ()))
         self._fused.add(" + ".join(parts))
+        return y
+
+    def _normed(self, relu: bool) -> Tensor:
+        """The norm, which keeps its input as that is known to be made, and how its result is made from that."""
+        x, added = self._x.as_subclass(Tensor), self._residual
+        source = made_by(self._x) if self._recorded and x.requires_grad and not self._x.keeps_half else None
+        if source is None or not source.cheap:
+            return innermost(self._norm(x, residual=added, relu=relu))
+        with nullcontext() if source.whole else saved_as(x, lambda: source.take()[0]):
+            y = innermost(self._norm(x, residual=added, relu=relu))
+        before = (source,) if added is None else (source, made_by(added))
+        known = [each for each in before if each is not None]
+        if len(known) == len(before):
+            remember(y, normed(y, self._norm, relu, *known))
         return y
 
     def tensor(self) -> Tensor:
@@ -156,15 +174,40 @@ def innermost(x: Tensor, fused: set[str] | None = None, half: bool = False) -> T
         return y
 
 
+def made_by(x: Tensor) -> Source | None:
+    """How the backward pass can have x once more; None where that is not known, or where x was changed since."""
+    if not isinstance(x, Innermost) or x.source is None:
+        return None
+    return x.source if x._version == x.made_at else None
+
+
+def remember(x: Tensor, source: Source) -> None:
+    """From now on `made_by` gives this source of x where x is an Innermost; none is known of other tensors."""
+    if isinstance(x, Innermost):
+        x.source, x.made_at = source, x._version
+
+
+def normed(y: Tensor, norm: Fused, relu: bool, source: Source, residual: Source | None = None) -> Source:
+    """How to make the result of a norm, like y, from its input and the residual."""
+    factors = [(each, each._version) for each in norm.keywords.values() if isinstance(each, Tensor)]
+
+    def make(first: int, end: int) -> Tensor:
+        for factor, version in factors:
+            unchanged(factor, version)
+        return norm(source.get(), residual=None if residual is None else residual.get(), relu=relu)
+
+    before = (source,) if residual is None else (source, residual)
+    return Source(y, make, *before, steps=1, splits=False)
+
+
 def _takes(x: Any, *others: Tensor | None) -> bool:
     """Whether dtypes and shapes are such that the kernels say and do what is right, as torch's own norms would."""
     single = all(t is None or t.dtype == torch.float32 for t in others)
     return isinstance(x, Innermost) and x.dtype in _DTYPES and single and ops.stands_innermost(x.as_subclass(Tensor))
 
 
-def _waiting(x: Innermost, norm: Callable[..., Tensor]) -> Waiting:
-    fused = set() if x.fused is None else x.fused
-    return Waiting(x.as_subclass(Tensor), partial(norm, half=x.keeps_half), fused)
+def _waiting(x: Innermost, norm: Fused) -> Waiting:
+    return Waiting(x, partial(norm, half=x.keeps_half), set() if x.fused is None else x.fused)
 
 
 def _batch_norm(
@@ -181,9 +224,9 @@ def _batch_norm(
     given = training or (running_mean is not None and running_var is not None)
     if not (given and _takes(x, running_mean, running_var, weight, bias) and x.numel() > x.shape[1]):
         return NotImplemented
-    plain = x.as_subclass(Tensor)
-    statistics = ops.innermost_statistics(plain, running_mean, running_var, training, momentum)
-    return _waiting(x, partial(ops.innermost_normed, plain, *statistics, weight, bias, training, eps))
+    mean, variance = ops.innermost_statistics(x.as_subclass(Tensor), running_mean, running_var, training, momentum)
+    affine = partial(ops.innermost_normed, weight=weight, bias=bias, training=training, eps=eps)
+    return _waiting(x, partial(affine, mean=mean, variance=variance))
 
 
 def _group_norm(
@@ -191,7 +234,7 @@ def _group_norm(
 ) -> Any:
     if not _takes(x, weight, bias) or num_groups < 1 or x.shape[1] % num_groups or x.numel() <= len(x) * num_groups:
         return NotImplemented
-    return _waiting(x, partial(ops.innermost_group_norm, x.as_subclass(Tensor), num_groups, weight, bias, eps))
+    return _waiting(x, partial(ops.innermost_group_norm, groups=num_groups, weight=weight, bias=bias, eps=eps))
 
 
 _NORMS: dict[Any, Handler] = {F.batch_norm: _batch_norm, F.group_norm: _group_norm}

@@ -1,9 +1,12 @@
-"""How the backward pass gets activations of the blocked region that are not kept as they were."""
+"""How the backward pass gets activations that are not kept as they were: in blocks, or with images innermost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedsparse.ops.kept import is_last, parts_of
 
@@ -16,6 +19,8 @@ Make = Callable[[int, int], Tensor]
 
 class Source:
     """Gives blocks [blocks, C, H, W, L] once more (see `fedsparse.ops.kept.Kept`): makes them, or has kept them.
+
+    Of a tensor [B, C, H, W] whose images stand innermost likewise, but that it is always made whole (no `splits`).
 
     convolutions: how many are run for it; steps: how many norms and additions. splits: whether some blocks can be made
     without the others. exact: whether the bits are those of the forward pass.
@@ -51,6 +56,16 @@ class Source:
     def parts(self) -> list[tuple[int, int]]:
         """Of about `ops.kept.PART` bytes of the largest tensor on the way."""
         return parts_of(self.shape[0], self.largest) if self.splits else [(0, self.shape[0])]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a tensor that is kept as it is."""
+        return False
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it takes at most one convolution and `STEPS` norms and additions."""
+        return self.convolutions <= 1 and self.steps <= STEPS
 
     @property
     def fresh(self) -> bool:
@@ -102,6 +117,11 @@ class _Whole(Source):
         self._kept: Tensor | None = kept.detach()
 
     @property
+    def whole(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def fresh(self) -> bool:
         """No: parts are of the tensor itself."""
         return False
@@ -130,3 +150,38 @@ class _Whole(Source):
 
 def _never(first: int, end: int) -> Tensor:
     raise AssertionError("a tensor that is kept is not made")
+
+
+@contextmanager
+def saved_as(x: Tensor, get: Callable[[], Tensor]) -> Iterator[None]:
+    """Within the context autograd keeps, in the place of x, only how to get it; other tensors as they are.
+
+    RuntimeError where nothing keeps x in the context, or in the backward pass where one of the others was changed.
+    """
+    place, met = (x.data_ptr(), x.shape, x.dtype), False
+
+    def pack(saved: Tensor) -> Any:
+        nonlocal met
+        if (saved.data_ptr(), saved.shape, saved.dtype) == place:
+            met = True
+            return get
+        return saved, saved._version
+
+    with saved_tensors_hooks(pack, _unpack):
+        yield
+    if not met and x.numel():
+        raise RuntimeError("the layer does not keep its input for the backward pass, so the input cannot be pruned")
+
+
+def _unpack(saved: Any) -> Tensor:
+    if not isinstance(saved, tuple):
+        return saved()
+    tensor, version = saved
+    unchanged(tensor, version)
+    return tensor
+
+
+def unchanged(tensor: Tensor, version: int) -> None:
+    """RuntimeError where a tensor is no more what it was at that version."""
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the backward pass needs was changed in place after the forward pass")

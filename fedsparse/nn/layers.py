@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsparse import ops
-from fedsparse.nn.activation_store import as_kept, packed, pruned_saves
-from fedsparse.nn.innermost import innermost
+from fedsparse.nn.activation_store import as_kept, packed, pruned_saves, source_of
+from fedsparse.nn.innermost import Innermost, innermost, remember
 from fedsparse.nn.kept import Source
 from fedsparse.nn.level import DENSE, Level
 from fedsparse.nn.region import Blocked, admits, as_tensor, enter
@@ -16,6 +16,7 @@ from fedsparse.nn.sparse_layer import SparseLayer, fill
 from fedsparse.nn.stand_in import StandIn
 from fedsparse.ops.blocked import from_blocked
 from fedsparse.ops.blocked_conv2d import blocked_conv2d, conv2d_again, runs_in_parts
+from fedsparse.ops.dispatch import is_measuring
 from fedsparse.ops.index import Index
 from fedsparse.topology import Topology
 
@@ -123,11 +124,23 @@ class SparseConv2d(SparseLayer):
         values, store = self.used(), self.level.store
         sizes = (self.stride, self.padding, self.dilation)
         if store is None or not (torch.is_grad_enabled() and values.requires_grad):
-            y = ops.conv2d(values, self.topology, as_tensor(x), self.bias, *sizes)
-        else:
-            with pruned_saves(x.tensor() if isinstance(x, StandIn) else x, store) as kept:
-                y = ops.conv2d(values, self.topology, kept, self.bias, *sizes)
+            return self._innermost(ops.conv2d(values, self.topology, as_tensor(x), self.bias, *sizes))
+        with pruned_saves(x.tensor() if isinstance(x, StandIn) else x, store) as (plain, kept):
+            y = self._innermost(ops.conv2d(values, self.topology, plain, self.bias, *sizes))
+        if self.level.name == "recompute" and isinstance(y, Innermost):
+            remember(y, self._made_again(values, plain, kept, y))
+        return y
+
+    def _innermost(self, y: Tensor) -> Tensor:
         return innermost(y, self.fused, self.level.halves) if self.region else y
+
+    def _made_again(self, values: Tensor, x: Tensor, kept: Source, y: Tensor) -> Source:
+        """How to get y, whose images stand innermost, once more: made of x, or kept where x takes a convolution."""
+        if kept.convolutions or is_measuring():
+            return Source.of(y.as_subclass(Tensor))
+        sizes = (self.stride, self.padding, self.dilation)
+        again = ops.conv2d_again(values, self.topology, x, self.bias, *sizes)
+        return Source(y, lambda first, end: again(kept.get()), kept, convolutions=1, splits=False)
 
     def _in_blocks(self, x: Blocked) -> Blocked:
         values = self.used()
@@ -170,7 +183,7 @@ class SparseConv2d(SparseLayer):
         if store is None:
             return super().keep_input(x)
         if not isinstance(x, Blocked):
-            return packed(as_kept(x.tensor() if isinstance(x, StandIn) else x, store), store).unpack
+            return source_of(as_kept(x.tensor() if isinstance(x, StandIn) else x, store), store).get
         kept, batch = self._kept(x), x.batch
         assert kept is not None
         return lambda: from_blocked(kept.get(), batch)

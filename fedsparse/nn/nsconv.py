@@ -71,7 +71,7 @@ class PrunedConv2d(nn.Conv2d):
         weight, store = self.used(), self.level.store
         if store is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return self._conv_forward(x, weight, self.bias)
-        with pruned_saves(x, store) as x:
+        with pruned_saves(x, store) as (x, _):
             return self._conv_forward(x, weight, self.bias)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsparse import ops
 from fedsparse.nn.activation_store import Store, packed
 from fedsparse.nn.innermost import Innermost
-from fedsparse.nn.kept import STEPS, Source
+from fedsparse.nn.kept import Source
 from fedsparse.nn.level import Level
 from fedsparse.nn.stand_in import Handler, StandIn
 from fedsparse.ops.blocked import LANES, from_blocked, to_blocked
@@ -110,7 +110,7 @@ class Blocked(StandIn):
         without their zeros, and others as they are.
         """
         blocks, source = self.blocks, self.source
-        if source is None or source.steps > STEPS or source.convolutions > 1:
+        if source is None or not source.cheap:
             source = Source(blocks, packed(blocks, LOSSLESS).unpack) if self.rectified else Source.of(blocks)
         self.source = source
         return source

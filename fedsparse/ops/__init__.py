@@ -22,6 +22,7 @@ from fedsparse.ops.blocked_norm import batch_norm, group_norm
 from fedsparse.ops.blocked_pool import blocked_average, blocked_max
 from fedsparse.ops.blocked_statistics import batch_statistics, given_statistics, group_moments
 from fedsparse.ops.conv2d import conv2d, conv2d_input, conv2d_weight
+from fedsparse.ops.conv2d_again import conv2d_again
 from fedsparse.ops.dispatch import measuring
 from fedsparse.ops.grow_scores import GrowSearch, grow_scores, tiles
 from fedsparse.ops.innermost_group_norm import innermost_group_norm
@@ -56,6 +57,7 @@ __all__ = [
     "changed",
     "compiled",
     "conv2d",
+    "conv2d_again",
     "conv2d_input",
     "conv2d_weight",
     "from_blocked",

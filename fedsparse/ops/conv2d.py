@@ -196,7 +196,7 @@ def conv2d(
     """
     values, x, bias = algebra.autocast(values, x, bias)
     check_operand("conv2d", "x", x, 4, x)
-    how = _how("conv2d", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
+    how = how_of("conv2d", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
     check_values("conv2d", values, topology.nnz, x)
     check_bias("conv2d", bias, topology.rows, x)
     _check_channels("conv2d", "x", x, topology.channels)
@@ -219,7 +219,7 @@ def conv2d_input(
     """
     values, gy = algebra.autocast(values, gy)
     check_operand("conv2d_input", "gy", gy, 4, gy)
-    how = _how("conv2d_input", topology, gy, size, stride, padding, dilation, groups)
+    how = how_of("conv2d_input", topology, gy, size, stride, padding, dilation, groups)
     check_values("conv2d_input", values, topology.nnz, gy)
     _check_gradient("conv2d_input", gy, topology, how.geometry)
     return algebra.transposed(how, values, gy, Index.of(topology))
@@ -241,7 +241,7 @@ def conv2d_weight(
     gy, x = algebra.autocast(gy, x)
     check_operand("conv2d_weight", "x", x, 4, x)
     check_operand("conv2d_weight", "gy", gy, 4, x)
-    how = _how("conv2d_weight", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
+    how = how_of("conv2d_weight", topology, x, (x.shape[2], x.shape[3]), stride, padding, dilation, groups)
     _check_channels("conv2d_weight", "x", x, topology.channels)
     _check_gradient("conv2d_weight", gy, topology, how.geometry)
     if x.shape[0] != gy.shape[0]:
@@ -249,7 +249,7 @@ def conv2d_weight(
     return algebra.sampled(how, gy, x, Index.of(topology))
 
 
-def _how(
+def how_of(
     op: str,
     topology: Topology,
     operand: Tensor,
@@ -259,6 +259,7 @@ def _how(
     dilation: Size,
     groups: int,
 ) -> How:
+    """What a call of `op` on an operand of that device and dtype runs; ValueError where the arguments do not fit."""
     if groups != 1:
         raise ValueError(f"{op}: groups must be 1, not {groups}; grouped convolutions have no sparse op.")
     if len(topology.shape) != 4:
