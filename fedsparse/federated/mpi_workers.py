@@ -199,7 +199,7 @@ class MPIWorkers:
         busy = {
             other: order.since + self.paces[order.task].expected(other, self.samples[order.client]) - now
             for other, order in self.orders.items()
-            if order.client != NOBODY
+            if order.wanted and order.client != NOBODY
         }
         at = self.paces[job.task].choose(rank, [self.samples[id] for id in job.waiting], busy)
         return None if at is None else Order(next(self._numbers), job.waiting.pop(at), job.task, now)

@@ -33,10 +33,11 @@ class Pace:
     def choose(self, rank: int, sizes: Sequence[int], busy: Mapping[int, float]) -> int | None:
         """Where in `sizes`, samples of the waiting clients in ascending order, the rank's next client is.
 
-        busy: seconds until each working rank is expected to be free. None where others, soon free, do better.
+        busy: seconds until each working rank is expected to be free; one that is overdue is expected to need as long
+        again as it is overdue, so that a stopped one soon counts for nothing. None where others, soon free, do better.
         """
         for at in reversed(range(len(sizes))):
-            others = [max(0.0, left) + self.expected(other, sizes[at]) for other, left in busy.items()]
+            others = [abs(left) + self.expected(other, sizes[at]) for other, left in busy.items()]
             if not others or self.expected(rank, sizes[at]) <= min(others):
                 return at
         return None

@@ -1,6 +1,16 @@
 """Who gets which client: the largest first, and none to a rank that would finish it later than another could."""
 
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from fedsparse.federated.experiment import Failures
+from fedsparse.federated.jobs import Job, Order
+from fedsparse.federated.mpi_workers import MPIWorkers
 from fedsparse.federated.scheduling import Pace
+from fedsparse.federated.workers import Tag
 
 
 def measured(**seconds: float) -> Pace:
@@ -35,6 +45,26 @@ def test_a_slow_rank_gets_a_client_that_no_faster_one_would_finish_before() -> N
     assert pace.choose(2, [20], {1: 5.0}) is None
     assert pace.choose(2, [20], {}) == 0, "an idle rank never waits for nobody"
     assert pace.choose(1, [5, 20], {2: 1.0}) == 1
+
+
+def test_an_overdue_rank_counts_as_busy_for_as_long_again() -> None:
+    """Rank 2 is 5 % slower: 10 samples take it 1.05 s, and rank 1 1 s after it is free."""
+    pace = measured(r1=0.1, r2=0.105)
+    assert pace.choose(2, [10] * 5, {1: -300.0}) == 4, "rank 1 has stopped"
+    assert pace.choose(2, [10] * 5, {1: -0.06}) == 4, "1.05 s, or 0.06 s and 1 s"
+    assert pace.choose(2, [10] * 5, {1: -0.04}) is None, "rank 1 may be done any moment: 1.04 s"
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(True, None), (False, 0)])
+def test_a_rank_at_work_for_what_nobody_waits_for_starves_none(wanted: bool, given: int | None) -> None:
+    """Rank 1 would be free in about 0.5 s and do client 0 1 s later; rank 2 needs 2 s."""
+    link = SimpleNamespace(size=3, lost=set())
+    workers = MPIWorkers(link, [10], Failures())  # type: ignore[arg-type]
+    workers.paces[""] = measured(r1=0.1, r2=0.2)
+    workers.orders[1] = Order(7, 0, "", time.monotonic() - 0.5, wanted)
+    workers._job = Job(Tag.TRAIN, [0], "", 1, math.inf)
+    order = workers._next_for(2)
+    assert (None if order is None else order.client) == given
 
 
 def test_all_clients_are_done_and_sooner_than_by_size_alone() -> None:
