@@ -111,8 +111,13 @@ def save(out: Path, checkpoint: Checkpoint, keep: int) -> None:
     write_json(_manifest(folder, rounds), {**manifest, "sha256": _hash(manifest)})
     faults.reach("prune", rounds - 1)
     for old in saved(out)[:-keep]:
-        _manifest(folder, old).unlink()
-        _tensors(folder, old).unlink(missing_ok=True)
+        delete(out, old)
+
+
+def delete(out: Path, rounds: int) -> None:
+    """Delete a checkpoint, its manifest first, so that no manifest ever lacks its tensors."""
+    _manifest(out / FOLDER, rounds).unlink()
+    _tensors(out / FOLDER, rounds).unlink(missing_ok=True)
 
 
 def saved(out: Path) -> list[int]:

@@ -55,9 +55,20 @@ class Journal:
         lines = _lines(out, start) if start is not None else []
         self.records: list[Record] = [json.loads(line) for line in lines]
         self._hash = hashlib.sha256(b"".join(lines))
-        if (out / RECORDS).exists() and (out / RECORDS).read_bytes() != b"".join(lines):
-            write_atomic(out / RECORDS, b"".join(lines))
-        (out / "result.json").unlink(missing_ok=True)
+        self._set_back(lines, -1 if start is None else start.rounds)
+
+    def _set_back(self, lines: list[bytes], rounds: int) -> None:
+        """Leave these records and no checkpoint of later rounds.
+
+        The result goes first, then the checkpoints, the newest first, and only then records, so that whatever ends this
+        midway leaves records for the newest checkpoint.
+        """
+        (self.out / "result.json").unlink(missing_ok=True)
+        for newer in reversed(checkpoint.saved(self.out)):
+            if newer > rounds:
+                checkpoint.delete(self.out, newer)
+        if (self.out / RECORDS).exists() and (self.out / RECORDS).read_bytes() != b"".join(lines):
+            write_atomic(self.out / RECORDS, b"".join(lines))
 
     def append(self, record: Record) -> None:
         """Add a round's record as a line."""

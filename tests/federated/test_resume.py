@@ -1,11 +1,13 @@
 """A run that was killed, wherever, resumes to the bits of a run that was not; what does not fit is refused."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import kill_program
 import pytest
 from kill_program import METHODS, STAGES, experiment
 
-from fedsparse.federated import Checkpoints, Experiment, Training, checkpoint, faults, run
-from fedsparse.federated.checkpoint import CheckpointError
+from fedsparse.federated import Checkpoints, Experiment, Training, artefacts, checkpoint, faults, journal, run
+from fedsparse.federated.checkpoint import Checkpoint, CheckpointError
 from fedsparse.federated.journal import resumable
 
 
@@ -65,13 +67,15 @@ def test_the_first_run_of_a_process_leaves_no_tensors_to_be_freed_amid_a_client(
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr[-2000:]
 
 
-def stopped(out: Path, fault: str, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Experiment:
+def stopped(
+    out: Path, fault: str, monkeypatch: pytest.MonkeyPatch, start: Checkpoint | None = None, **changes: object
+) -> Experiment:
     """A run of FedTiny in `out` that a fault ended."""
     trial = Experiment(**{**experiment(METHODS["fedtiny"]).__dict__, **changes})
     monkeypatch.setenv(faults.VARIABLE, fault)
     faults.planned.cache_clear()
     with pytest.raises((OSError, RuntimeError)):
-        run(trial, out)
+        run(trial, out, start=start)
     monkeypatch.delenv(faults.VARIABLE)
     faults.planned.cache_clear()
     return trial
@@ -127,6 +131,42 @@ def test_a_run_may_go_on_from_an_older_checkpoint(tmp_path: Path) -> None:
     assert kill_program.digest(tmp_path) == first
     with pytest.raises(CheckpointError, match="no checkpoint after 9 rounds"):
         resumable(tmp_path, trial, 9)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5])
+def test_a_kill_while_a_run_is_set_back_leaves_what_resumes(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 1 of 3 rounds: the result, manifest and tensors of 3 and of 2 are deleted, and two records cut off."""
+    trial = experiment(METHODS["fedavg"])
+    run(trial, tmp_path)
+    first, start, steps = kill_program.digest(tmp_path), resumable(tmp_path, trial, 1), itertools.count()
+
+    def killed_at(act: Callable[..., None]) -> Callable[..., None]:
+        def changed(*arguments: object, **options: object) -> None:
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            act(*arguments, **options)
+
+        return changed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed_at(Path.unlink))
+        patched.setattr(journal, "write_atomic", killed_at(artefacts.write_atomic))
+        with pytest.raises(KeyboardInterrupt):
+            journal.Journal(tmp_path, trial, start)
+    run(trial, tmp_path, start=resumable(tmp_path, trial))
+    assert kill_program.digest(tmp_path) == first
+
+
+def test_a_kill_after_a_run_was_set_back_leaves_what_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = experiment(METHODS["fedavg"])
+    run(trial, tmp_path)
+    first = kill_program.digest(tmp_path)
+    stopped(tmp_path, "0:1:update:raise", monkeypatch, start=resumable(tmp_path, trial, 1), method=METHODS["fedavg"])
+    assert checkpoint.saved(tmp_path) == [1]
+    run(trial, tmp_path, start=resumable(tmp_path, trial))
+    assert kill_program.digest(tmp_path) == first
 
 
 def cut_off(path: Path) -> None:
