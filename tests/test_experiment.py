@@ -102,6 +102,10 @@ def test_activations_that_no_layer_could_have_are_refused() -> None:
             experiment(train={"activations": levels})
     with pytest.raises(ConfigError, match=r"train\.cohort is 2, and clients trained together keep all"):
         experiment(train={"activations": "lossless", "cohort": 2})
+    with pytest.raises(ConfigError, match=r"train\.activations is an empty table but must name"):
+        experiment(train={"activations": {}})
+    for dense in ({"*": "dense"}, {"0*": "dense"}):
+        assert experiment(model={"name": "resnet20"}, train={"activations": dense}).training.activations == dense
     with pytest.raises(ConfigError, match="mlp has no convolution"):
         experiment(model={"name": "mlp"}, train={"activations": "lossless"})
     assert experiment(train={"activations": {"*": "recompute"}}).training.activations == {"*": "recompute"}
@@ -112,3 +116,6 @@ def test_pieces_too_small_for_the_models_batch_norm_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.pieces is 4, but batch norm needs pieces of at least 4 samples"):
         experiment(train={"batch_size": 8, "pieces": 4})
     assert experiment(train={"batch_size": 8, "pieces": 8}, model={"norm": "group"}).training.pieces == 8
+    fedmef = {"name": "fedmef", "density": 0.2}
+    taken = experiment(train={"batch_size": 8, "pieces": 4}, model={"name": "resnet20"}, method=fedmef)
+    assert taken.training.pieces == 4, "FedMef has NSConv in the place of batch norm"

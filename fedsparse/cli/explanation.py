@@ -13,14 +13,18 @@ from fedsparse.federated.loss import cross_entropy
 
 
 def explanation(experiment: Experiment, measure: bool) -> str:
-    """`nn.explain` of the model under the method's first mask, after a training step on one batch of client 0.
+    """`nn.explain` of the model under the method's first mask, after a training step on client 0's first minibatch, or
+    the first of its pieces, at the run's levels of what is kept.
 
     With `measure`, sparse kernels and dense torch are timed on that step and the times kept for later runs.
     """
     loop = Loop(experiment)
     loop.open()
     server = loop.server
-    count = min(experiment.training.batch_size, len(experiment.parts[0]))
+    training = experiment.training
+    levels = experiment.method.activations if training.activations is None else training.activations
+    nn.keep_activations(server.model, levels)
+    count = min(-(-training.batch_size // training.pieces), len(experiment.parts[0]))
     inputs, targets = experiment.train.batch(np.asarray(experiment.parts[0][:count]))
     with ops.measuring() if measure else nullcontext():
         cross_entropy(server.model(inputs), targets).backward()

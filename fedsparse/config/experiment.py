@@ -28,6 +28,7 @@ from fedsparse.federated.plan import check_pieces
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.seeds import derive, numpy_generator
 from fedsparse.nn import keep_activations, parse_levels
+from fedsparse.nn.keeping import levelled
 
 Splits = tuple[Samples, Samples]
 NOT_LOCAL = {"pretrain_epochs", "memory_limit", "fit_density"}
@@ -82,7 +83,7 @@ def training_of(config: Config, model: nn.Module) -> Training:
     """Return how rounds and local training of the model go."""
     try:
         training = Training(**config.train.model_dump(exclude=NOT_LOCAL), augment=config.data.augment)
-        check_pieces(training, model)
+        check_pieces(training, config.method, model)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from None
     return training
@@ -254,7 +255,7 @@ def check_activations(config: Config, model: nn.Module) -> None:
         trial = keep_activations(config.method.prepare(copy.deepcopy(model)), levels)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from None
-    if not any(hasattr(module, "level") for module in trial.modules()):
+    if not levelled(trial):
         raise ConfigError(
             f"train.activations is {levels!r}, but {config.model.name} has no convolution, and only those have a level"
         )

@@ -10,6 +10,8 @@ from fedsparse.config.sentences import ConfigError, shown
 
 UNITS = {"": 1, "B": 1} | {f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}
 UNITS |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
+MOST = 2**63
+"""Bytes from which on no size is taken."""
 _SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})")
 Size = int | str
 Limit = Size | list[Size] | dict[str, float]
@@ -33,13 +35,13 @@ def limits_of(given: Limit | None, clients: int) -> list[int] | None:
 def bytes_of(size: Size) -> int:
     """Bytes of a number, or of a text such as "200 MiB"; ConfigError where it is no size above 0."""
     match = _SIZE.fullmatch(str(size))
-    found = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if found < 1:
+    found = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= found < MOST:
         raise ConfigError(
-            f"train.memory_limit is {shown(size)} but must be bytes above 0, as a whole number or with one of the "
-            f"units {', '.join(filter(None, UNITS))}, as in '200 MiB'"
+            f"train.memory_limit is {shown(size)} but must be bytes above 0 and below 2^63, as a whole number or with one "
+            f"of the units {', '.join(filter(None, UNITS))}, as in '200 MiB'"
         )
-    return found
+    return int(found)
 
 
 def _by_share(given: Mapping[str, float], clients: int) -> list[int]:

@@ -10,7 +10,8 @@ each. Pieces are halved down to 4 samples, without batch norm down to 1. A clien
 method here all clients train under masks of the server's size.
 
 A trial is a client's round, on a copy of the server's model and on the first samples of the training set: at most two
-minibatches and two epochs, report included, as an ordinary round and as each that `Method.adjustments` names. Its peak
+minibatches and two epochs, report included, as an ordinary round and as each that `Method.adjustments` names; and one
+more of its last minibatch, where that is smaller: layers may run it in another layout, which keeps more. Its peak
 is a count of bytes, the same on every machine, and is looked up where one of the same kind was made before. What the
 store keeps depends on how many activations are 0, which changes as the model learns: hence `SHARE`.
 """
@@ -79,8 +80,8 @@ class Budget:
 
     def _plan(self, server: Server, client: int, limit: int) -> Plan:
         samples, least = self._samples(client), math.inf
-        for plan in self._candidates(server.model, samples):
-            peak = self._peak(server, plan, samples)
+        for plan in self._candidates(server.model, max(samples)):
+            peak = max(self._peak(server, plan, count) for count in samples)
             if peak <= SHARE * limit:
                 return plan
             least = min(least, peak)
@@ -90,10 +91,11 @@ class Budget:
             "smaller model would need less"
         )
 
-    def _samples(self, client: int) -> int:
-        """Samples of the client's trial: two minibatches, or a power of two where it has fewer."""
-        own, batch = len(self.experiment.parts[client]), self.experiment.training.batch_size
-        return min(2 * batch, 1 << (own - 1).bit_length(), len(self.experiment.train))
+    def _samples(self, client: int) -> list[int]:
+        """Samples of the client's trials: of one minibatch or two, and of its last where that is smaller."""
+        full, rest = divmod(len(self.experiment.parts[client]), self.experiment.training.batch_size)
+        whole = [min(2, full) * self.experiment.training.batch_size] if full else []
+        return [*whole, rest] if rest > 1 or not full else whole
 
     def _candidates(self, model: nn.Module, samples: int) -> Iterator[Plan]:
         """Plans in the order in which they are tried."""

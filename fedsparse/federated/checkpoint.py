@@ -65,7 +65,8 @@ def restore(server: Server, tensors: Mapping[str, Tensor]) -> None:
     model = server.model
     if "mask" in tensors:
         size = exchange.mask_size(model, server.names, server.granularity)
-        exchange.load_mask(model, Bits(tensors["mask"].numpy(), size), server.names, server.granularity)
+        bits, memory = Bits(tensors["mask"].numpy(), size), server.training.memory
+        exchange.load_mask(model, bits, server.names, server.granularity, memory)
     exchange.load_parameters(model, tensors["parameters"])
     exchange.load_buffers(model, tensors["buffers"])
     for name, counter in exchange.counters(model).items():

@@ -127,7 +127,7 @@ def mask_size(model: nn.Module, names: Sequence[str], granularity: int) -> int:
     return sum(_groups(layer, granularity) for name, layer in prunable(model, last=True).items() if name in names)
 
 
-def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: int, memory: Memory = "fast") -> None:
+def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: int, memory: Memory) -> None:
     """Give the named layers the masks that `bits` says, making dense ones sparse (`memory`: see `sparsify`)."""
     layers = {name: layer for name, layer in prunable(model, last=True).items() if name in names}
     dense_masks: dict[str, Tensor] = {}
@@ -145,13 +145,9 @@ def load_mask(model: nn.Module, bits: Bits, names: Sequence[str], granularity: i
 
 
 def load(
-    model: nn.Module,
-    sections: Mapping[str, Section],
-    names: Sequence[str] = (),
-    granularity: int = 1,
-    memory: Memory = "fast",
+    model: nn.Module, sections: Mapping[str, Section], names: Sequence[str], granularity: int, memory: Memory
 ) -> None:
-    """Load what is there of `mask`, `parameters` and `buffers`."""
+    """Load what is there of `mask`, `parameters` and `buffers`; the rest as in `load_mask`."""
     if isinstance(bits := sections.get("mask"), Bitmap):
         load_mask(model, bits.bits, names, granularity, memory)
     load_vectors(model, vectors(sections))

@@ -23,6 +23,7 @@ from fedsparse.federated.plan import check_pieces
 from fedsparse.federated.robust import Aggregation
 from fedsparse.federated.server import Server
 from fedsparse.federated.worker import Worker
+from fedsparse.nn import sparse_layers
 from fedsparse.wire import Carrier
 
 
@@ -105,7 +106,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_sums(self.sums, self.aggregation, self.failures)
         check_feedback(self.error_feedback, self.wire)
-        check_pieces(self.training, self.model)
+        check_pieces(self.training, self.method, self.model)
         if self.memory_limits is not None and len(self.memory_limits) != len(self.parts):
             raise ValueError(f"there are {len(self.memory_limits)} memory limits for {len(self.parts)} clients")
         if self.memory_limits is not None and self.training.cohort > 1:
@@ -140,12 +141,21 @@ def server_of(experiment: Experiment, model: nn.Module, names: list[str]) -> Ser
     )
 
 
+def prepared(experiment: Experiment) -> nn.Module:
+    """A copy of the model as the method prepares it, layers that are sparse already with the training's `memory`."""
+    model = experiment.method.prepare(copy.deepcopy(experiment.model))
+    for layer in sparse_layers(model).values():
+        if layer.memory != experiment.training.memory:
+            layer.set_memory(experiment.training.memory)
+    return model
+
+
 def worker_of(experiment: Experiment) -> Worker:
     """A worker of the experiment with a model of its own: what each MPI rank but the server's makes."""
     _import_what_optimizers_import()
     method = experiment.method
     live_bytes()  # whatever is made from here on is counted
-    model = method.prepare(copy.deepcopy(experiment.model))
+    model = prepared(experiment)
     return Worker(
         model,
         method,

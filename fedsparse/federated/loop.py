@@ -5,7 +5,6 @@ Every message is encoded to bytes, counted, decoded and judged, in one process t
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ from fedsparse.federated.budget import Budget
 from fedsparse.federated.checkpoint import Checkpoint, Facts
 from fedsparse.federated.client import Client, train
 from fedsparse.federated.errors import RunError, StoppedError
-from fedsparse.federated.experiment import Experiment, server_of, worker_of
+from fedsparse.federated.experiment import Experiment, prepared, server_of, worker_of
 from fedsparse.federated.meter import Peak, live_bytes, multiply_adds
 from fedsparse.federated.method import Method, Sections
 from fedsparse.federated.plan import Plan, section_of
@@ -50,7 +49,7 @@ class Loop:
         self.teller = Teller(None, None) if teller is None else teller
         method = experiment.method
         live_bytes()  # whatever is made from here on is counted
-        model = method.prepare(copy.deepcopy(experiment.model))
+        model = prepared(experiment)
         names = method.prunes(model)
         self.server = server_of(experiment, model, names)
         self.dense_macs = multiply_adds(model, self.server.input_shape, self.server.input_dtype)

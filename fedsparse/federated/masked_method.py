@@ -70,7 +70,7 @@ class MaskedMethod(PruningMethod):
 
     def score_mask(self, client: Client, sections: Sections) -> dict[str, Section]:
         """On the client: score the dense weights on its own data and send the mask of the highest."""
-        exchange.load(client.model, sections)
+        exchange.load_vectors(client.model, exchange.vectors(sections))
         names = self.prunes(client.model)
         scorer = score.snip if self.initial == "snip" else score.grasp
         client.model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,10 +52,12 @@ def least_piece(model: nn.Module) -> int:
     return LEAST_PIECE if any(isinstance(module, _BATCH_NORMS) for module in model.modules()) else 1
 
 
-def check_pieces(training: Training, model: nn.Module) -> None:
-    """Refuse (ValueError) pieces of a minibatch that are too small for the model's batch norms."""
-    size, least = -(-training.batch_size // training.pieces), least_piece(model)
-    if training.pieces > 1 and size < least:
+def check_pieces(training: Training, method: Method, model: nn.Module) -> None:
+    """Refuse (ValueError) pieces of a minibatch that are too small for batch norms of the method's model."""
+    if training.pieces == 1:
+        return
+    size, least = -(-training.batch_size // training.pieces), least_piece(method.prepare(copy.deepcopy(model)))
+    if size < least:
         raise ValueError(
             f"pieces is {training.pieces}, but batch norm needs pieces of at least {least} samples, and these would "
             f"have {size} of batch_size {training.batch_size} (a model with group norm takes any)"

@@ -106,13 +106,15 @@ class FedTiny(ServerGrowthMethod):
 
     def refresh_norms(self, client: Client, sections: Sections) -> dict[str, Section]:
         """On the client: the norm statistics of the candidate over all local data, weights frozen."""
-        exchange.load(client.model, sections, self.prunes(client.model), self.granularity)
+        names, memory = self.prunes(client.model), client.training.memory
+        exchange.load(client.model, sections, names, self.granularity, memory)
         refresh_norms(client.model, (x for x, _ in client.batches("refresh")))
         return {"buffers": Values(exchange.buffers(client.model))}
 
     def measure_loss(self, client: Client, sections: Sections) -> dict[str, Section]:
         """On the client: the mean loss of the candidate over all local data, in eval mode."""
-        exchange.load(client.model, sections, self.prunes(client.model), self.granularity)
+        names, memory = self.prunes(client.model), client.training.memory
+        exchange.load(client.model, sections, names, self.granularity, memory)
         mean = mean_loss(client.model.eval(), client.batches("selection loss"))
         return {"loss": Values(torch.tensor([mean if mean < WORST else WORST]))}
 

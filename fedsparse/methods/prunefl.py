@@ -99,8 +99,8 @@ class PruneFL(GradientNormsMethod):
         model = client.model.train()
         seconds = cast(Values, sections["seconds"]).tensor()
         size, started, stable = exchange.group_count(model), False, 0
-        exchange.load_mask(model, Bits.all(size), self.prunes(model), self.granularity)
-        exchange.load(model, sections)
+        exchange.load_mask(model, Bits.all(size), self.prunes(model), self.granularity, client.training.memory)
+        exchange.load_vectors(model, exchange.vectors(sections))
         batches = chain.from_iterable(client.batches(f"initial {p}", client.training.augment) for p in count())
         with add_gradients(model, client.memory, torch.square):
             for done in range(0, self.initial_limit, self.initial_interval):

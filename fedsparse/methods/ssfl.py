@@ -71,7 +71,7 @@ class SSFL(PruningMethod):
 
     def score_weights(self, client: Client, sections: Sections) -> dict[str, Section]:
         """On the client: the saliency |g w| of each group, times the number of weights."""
-        exchange.load(client.model, sections)
+        exchange.load_vectors(client.model, exchange.vectors(sections))
         client.model.train()
         batches, V = islice(client.batches("saliency"), self.batches), self.granularity
         scores = score.snip(client.model, self.prunes(client.model), batches, cross_entropy)

@@ -23,17 +23,26 @@ def keep_activations(model: nn.Module, levels: Levels) -> nn.Module:
     less = any(not level.keeps_all for level in parsed.values())
     if less:
         for name, module in list(model.named_modules()):
-            if type(module) is nn.Conv2d and pads_zeros(module) and name:
+            if _can_have_one(name, module):
                 model.set_submodule(name, PrunedConv2d(module))
         keep_bits(model)
     for module in model.modules():
         if isinstance(module, Lean):
             module.lean = less
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "level")}
-    require_patterns(parsed, layers)
-    for name, module in layers.items():
-        module.level = next((level for pattern, level in parsed.items() if fnmatchcase(name, pattern)), DENSE)
+    require_patterns(parsed, levelled(model))
+    for name, module in model.named_modules():
+        if hasattr(module, "level"):
+            module.level = next((level for pattern, level in parsed.items() if fnmatchcase(name, pattern)), DENSE)
     return model
+
+
+def levelled(model: nn.Module) -> list[str]:
+    """The names of the layers that have a level, or would be given one."""
+    return [name for name, module in model.named_modules() if hasattr(module, "level") or _can_have_one(name, module)]
+
+
+def _can_have_one(name: str, module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and pads_zeros(module) and bool(name)
 
 
 def require_patterns(levels: Mapping[str, object], layers: Iterable[str]) -> None:

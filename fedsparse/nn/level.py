@@ -71,4 +71,6 @@ Levels = str | Mapping[str, str]
 def parse_levels(levels: Levels) -> dict[str, Level]:
     """Levels by pattern; ValueError for one that does not exist."""
     by_pattern = {"*": levels} if isinstance(levels, str) else levels
+    if not by_pattern:
+        raise ValueError("activations is an empty table but must name a level for a pattern at least")
     return {pattern: Level.parse(text) for pattern, text in by_pattern.items()}

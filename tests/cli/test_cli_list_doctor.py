@@ -71,6 +71,15 @@ def test_explain_tells_what_runs_each_pass(here: Path, capsys: Capture) -> None:
     assert printed(capsys, "explain", config, "--set", "model.name='cnn'").count(" ms") >= measured.count(" ms") - 2
 
 
+def test_explain_is_of_the_runs_levels_and_pieces(here: Path, capsys: Capture) -> None:
+    config = str(here / "pair" / "sparse.toml")
+    small = ("--set", "model.name='cnn'", "--set", "train.activations='lossless'", "--set", "train.batch_size=16")
+    whole = printed(capsys, "explain", config, *small)
+    assert "lossless" in whole
+    assert "output in blocks of images" in whole
+    assert "output in blocks of images" not in printed(capsys, "explain", config, *small, "--set", "train.pieces=4")
+
+
 def test_profile_shows_layers_and_sizes_and_writes_the_picture(here: Path, capsys: Capture) -> None:
     config = str(here / "pair" / "sparse.toml")
     text = printed(capsys, "profile", config, "--set", "model.name='cnn'", "--set", "train.pieces=2", "--steps", "1")

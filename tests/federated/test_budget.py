@@ -142,6 +142,19 @@ def test_the_first_plan_that_fits_is_taken_levels_before_pieces() -> None:
     assert chosen(by_plan["recompute, 1 pieces"] / SHARE - 1).pieces > 1
 
 
+def test_a_smaller_last_minibatch_has_a_trial_of_its_own() -> None:
+    """10 samples are no whole block of images: their layers keep more than those of the 32 before them."""
+    whole = experiment(FedAvg(density=0.2), None, activations="recompute", epochs=2)
+    for samples, tried in ((42, ["32", "10"]), (74, ["64", "10"]), (65, ["64"]), (10, ["10"]), (1, ["1"])):
+        limited = replace(whole, parts=[np.arange(samples)], memory_limits=[ROOMY])
+        loop = Loop(replace(limited, training=replace(whole.training, clients_per_round=1)))
+        loop.open()
+        assert [key.split(", ")[2] for key in loop.budget.trials] == [f"{count} samples" for count in tried]
+        if samples > 1:
+            [entry] = loop.round(0)["plans"]
+            assert entry["peak"] <= 1.01 * max(loop.budget.trials.values())
+
+
 def test_a_limit_that_nothing_meets_is_refused_with_the_least_that_does() -> None:
     budget = peaks(FedAvg(density=0.2))
     least = int(np.ceil(min(budget.trials.values()) / SHARE))

@@ -198,7 +198,9 @@ def test_both_sides_know_the_low_weights_alike_on_a_coarse_wire() -> None:
         server.wire = wire
         sent = Values(exchange.parameters(server.model), wire=wire)
         client_model = copy.deepcopy(server.model)
-        exchange.load(client_model, decode(encode("weights", 1, -1, {"parameters": sent})).sections)
+        exchange.load_vectors(
+            client_model, exchange.vectors(decode(encode("weights", 1, -1, {"parameters": sent})).sections)
+        )
         client = Client(0, 1, 0, client_model, toy_data(), np.arange(4), Training())
         method.begin(client)
         assert client.memory["0"].tolist() == [lowest_index]
