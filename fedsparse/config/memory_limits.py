@@ -38,8 +38,8 @@ def bytes_of(size: Size) -> int:
     found = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 1 <= found < MOST:
         raise ConfigError(
-            f"train.memory_limit is {shown(size)} but must be bytes above 0 and below 2^63, as a whole number or with one "
-            f"of the units {', '.join(filter(None, UNITS))}, as in '200 MiB'"
+            f"train.memory_limit is {shown(size)} but must be bytes above 0 and below 2^63, as a whole number or with "
+            f"one of the units {', '.join(filter(None, UNITS))}, as in '200 MiB'"
         )
     return int(found)
 
