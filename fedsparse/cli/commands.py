@@ -189,6 +189,7 @@ def compare(
     """
     from fedsparse.cli import comparing, showing
     from fedsparse.cli.continuing import folder_of
+    from fedsparse.cli.folders import going_on
 
     runs = comparing.plan(configs, overrides or [], seed, data_dir, seeds)
     runs, experiments = comparing.experiments_of(runs, quiet)
@@ -202,7 +203,8 @@ def compare(
     if outcome.failures:
         raise CommandError("; ".join(outcome.failures), FAILED)
     if not outcome.complete:
-        print(f"interrupted: the same command with --out {folder.path} goes on", file=sys.stderr)
+        again = going_on(outcome.folders[-1], f"the same command with --out {folder.path}")
+        print(f"interrupted: {again}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

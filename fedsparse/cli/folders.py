@@ -46,6 +46,18 @@ def old_folder(path: Path) -> RunFolder:
     return RunFolder(path, (), old=True)
 
 
+def going_on(folder: Path, command: str | None = None) -> str:
+    """Return what goes on with a run that ended early: `resume`, or `command`.
+
+    With finished rounds and no checkpoint nothing does.
+    """
+    records = folder / "rounds.jsonl"
+    finished = records.exists() and b"\n" in records.read_bytes()
+    if finished and not any((folder / "checkpoints").glob("*.json")):
+        return "there is no checkpoint to go on from"
+    return f"{command or f'`fedsparse resume {folder}`'} goes on"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second run out of a folder, by a lock that ends with this process however it ends."""

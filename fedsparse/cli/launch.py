@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedsparse.cli.errors import BAD_INPUT, DISK, FAILED, CommandError, disk_sentence
-from fedsparse.cli.folders import RunFolder, locked
+from fedsparse.cli.folders import RunFolder, going_on, locked
 from fedsparse.cli.progress import progress
 from fedsparse.cli.sinks import recording
 from fedsparse.config import Config
@@ -38,14 +38,13 @@ def execute(config: Config, experiment: Any, folder: RunFolder, quiet: bool, sta
         if not began(folder.path):
             folder.discard()
             raise
-        again = f"; `fedsparse resume {folder.path}` goes on" if isinstance(error, StoppedError) else ""
+        again = f"; {going_on(folder.path)}" if isinstance(error, StoppedError) else ""
         raise type(error)(f"{error}; its rounds so far are kept in {folder.path}{again}") from None
     except OSError as error:
         if error.errno not in DISK:
             raise
         raise CommandError(
-            f"{disk_sentence(error, str(folder.path))}; its rounds so far are kept, and "
-            f"`fedsparse resume {folder.path}` goes on",
+            f"{disk_sentence(error, str(folder.path))}; its rounds so far are kept, and {going_on(folder.path)}",
             FAILED,
         ) from None
     except ValueError as error:

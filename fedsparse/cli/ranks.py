@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fedsparse.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, STOPPED, CommandError
-from fedsparse.cli.folders import RunFolder
+from fedsparse.cli.folders import RunFolder, going_on
 from fedsparse.cli.launch import began
 from fedsparse.cli.options import Format
 from fedsparse.comm.mpi import HALT
@@ -42,14 +42,14 @@ def run_on_ranks(ranks: int, hostfile: Path | None, words: list[str], folder: Ru
         if not began(folder.path):
             folder.discard()
             raise CommandError("interrupted before the run began; nothing was written", INTERRUPTED)
-        raise CommandError(f"interrupted; `fedsparse resume {folder.path}` goes on", INTERRUPTED)
+        raise CommandError(f"interrupted; {going_on(folder.path)}", INTERRUPTED)
     if code in OURS:
         if code == BAD_INPUT:
             folder.discard()
         return code
     raise CommandError(
         f"MPI ended the run (exit code {code}) because a rank was lost; its rounds so far are kept, and "
-        f"`fedsparse resume {folder.path}` goes on",
+        f"{going_on(folder.path)}",
         STOPPED,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsparse.cli.errors import STOPPED, CommandError
+from fedsparse.cli.folders import going_on
 from fedsparse.cli.progress import Display, progress
 from fedsparse.report.records import read_result, read_rounds
 
@@ -27,8 +28,7 @@ def watch(folder: Path, rounds: int, name: str) -> int:
                 return 0
             if not alive:
                 raise CommandError(
-                    f"the run in {folder} is not going on; it has {shown} rounds, and "
-                    f"`fedsparse resume {folder}` goes on with it",
+                    f"the run in {folder} is not going on; it has {shown} rounds, and {going_on(folder)}",
                     STOPPED,
                 )
             time.sleep(EVERY)

@@ -21,13 +21,14 @@ RECORDS = "rounds.jsonl"
 
 
 def resumable(out: Path, experiment: Experiment, rounds: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a run's folder, or that after `rounds` rounds; None where there is none at all.
+    """The newest checkpoint of a run's folder, or that after `rounds` rounds; None where no round was finished either.
 
-    Raises CheckpointError if it or the records do not have their hashes, or if the experiment is not the one that was
-    started. Changes nothing.
+    Raises CheckpointError if it or the records do not have their hashes, if there are records but no checkpoint, or if
+    the experiment is not the one that was started. Changes nothing.
     """
     there = checkpoint.saved(out)
     if not there and rounds is None:
+        _check_none_finished(out)
         return None
     if rounds is not None and rounds not in there:
         kept = ", ".join(map(str, there)) or "none"
@@ -84,6 +85,16 @@ class Journal:
         tensors, facts = loop.state()
         facts |= {"seconds": seconds, "records_sha256": self._hash.hexdigest(), "identity": self.identity}
         checkpoint.save(self.out, Checkpoint(rounds, tensors, facts), self.settings.keep)
+
+
+def _check_none_finished(out: Path) -> None:
+    path = out / RECORDS
+    finished = path.read_bytes().count(b"\n") if path.exists() else 0
+    if finished:
+        raise CheckpointError(
+            f"{out} has finished rounds ({finished}) and no checkpoint to go on from: its checkpoints were deleted, or "
+            "never written (checkpoints.every = 0); start it anew in another folder"
+        )
 
 
 def _lines(out: Path, start: Checkpoint) -> list[bytes]:

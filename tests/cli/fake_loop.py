@@ -11,7 +11,10 @@ OnRound = Callable[[dict[str, Any]], None]
 
 
 class FakeLoop:
-    """Stands in for `federated.run`: invented records, real files; fails before round `fail_at` as told (`fails`: that run alone)."""
+    """Stands in for `federated.run`: invented records and checkpoints, real files.
+
+    Fails before round `fail_at` as told (`fails`: that run alone).
+    """
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
@@ -30,6 +33,8 @@ class FakeLoop:
             rounds.append(self.record(t, getattr(experiment.method, "density", 1.0)))
             with (out / "rounds.jsonl").open("a") as file:
                 file.write(json.dumps(rounds[-1]) + "\n")
+            (out / "checkpoints").mkdir(exist_ok=True)
+            (out / "checkpoints" / f"{t + 1:06}.json").write_text("{}")
             on_round(rounds[-1])
         result = self.result(experiment, rounds)
         (out / "result.json").write_text(json.dumps(result))

@@ -92,6 +92,10 @@ def test_ctrl_c_keeps_the_rounds_so_far(folder: Path, environment: dict[str, str
     assert (folder / "out" / "report.html").exists()
 
 
+def contents(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
@@ -104,10 +108,17 @@ def test_a_full_disk_ends_the_run_with_one_sentence(folder: Path, environment: d
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        "error: out cannot be written: the disk is full; its rounds so far are kept, and `fedsparse resume out` goes on\n"
+        "error: out cannot be written: the disk is full; its rounds so far are kept, and there is no checkpoint to go on from\n"
     )
     assert (folder / "out" / "rounds.jsonl").read_text().count("\n") >= 1
     assert not (folder / "out" / "result.json").exists()
+    before = contents(folder / "out")
+    again = subprocess.run(
+        command("resume", "out"), cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "out has finished rounds (" in again.stderr
+    assert contents(folder / "out") == before
 
 
 def records(run: Path) -> list[dict[str, object]]:

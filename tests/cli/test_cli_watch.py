@@ -41,7 +41,7 @@ def test_a_run_whose_process_is_gone_gets_a_sentence(here: Path, fake_loop: Fake
     capsys.readouterr()
     assert main(["watch", "cut"]) == 3
     assert capsys.readouterr().err.endswith(
-        "error: the run in cut is not going on; it has 2 rounds, and `fedsparse resume cut` goes on with it\n"
+        "error: the run in cut is not going on; it has 2 rounds, and `fedsparse resume cut` goes on\n"
     )
     assert main(["watch", "pair"]) == 2
     assert "no run's folder" in capsys.readouterr().err
@@ -72,7 +72,7 @@ def test_a_run_is_watched_to_its_end(here: Path, fake_loop: FakeLoop, capsys: Ca
 
 
 def test_one_folder_has_one_run(here: Path, fake_loop: FakeLoop, capsys: Capture) -> None:
-    fake_loop.failure, fake_loop.fail_at = KeyboardInterrupt(), 2
+    fake_loop.failure, fake_loop.fail_at = KeyboardInterrupt(), 0
     assert main(["run", "pair/dense.toml", "--out", "cut", "-q"]) == 130
     capsys.readouterr()
     with locked(here / "cut"):

@@ -235,6 +235,28 @@ def test_a_run_that_never_began_starts_anew(tmp_path: Path, monkeypatch: pytest.
     assert run(trial, tmp_path)["status"] == "complete"
 
 
+@pytest.mark.parametrize("every", [0, 1])
+def test_rounds_without_a_checkpoint_are_refused_and_kept(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped amid the second line: one finished round."""
+    trial = stopped(tmp_path, "0:1:line:full", monkeypatch, checkpoints=Checkpoints(every))
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    kept = (tmp_path / "rounds.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"has finished rounds \(1\) and no checkpoint to go on from"):
+        resumable(tmp_path, trial)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == kept
+
+
+def test_half_of_the_first_round_without_a_checkpoint_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = stopped(tmp_path, "0:0:line:full", monkeypatch, checkpoints=Checkpoints(0))
+    assert (tmp_path / "rounds.jsonl").stat().st_size > 0
+    assert resumable(tmp_path, trial) is None
+    assert run(trial, tmp_path)["rounds"] == 3
+
+
 def test_an_order_that_is_no_fault_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = ("1:2:train", "1:2:nowhere:kill", "1:2:train:hurt", "x:2:train:kill", "1:2:train:slow=", "1:2:train:kill=3")
     for text in wrong:
