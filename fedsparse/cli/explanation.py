@@ -22,8 +22,7 @@ def explanation(experiment: Experiment, measure: bool) -> str:
     loop.open()
     server = loop.server
     training = experiment.training
-    levels = experiment.method.activations if training.activations is None else training.activations
-    nn.keep_activations(server.model, levels)
+    nn.keep_activations(server.model, training.levels(experiment.method))
     count = min(-(-training.batch_size // training.pieces), len(experiment.parts[0]))
     inputs, targets = experiment.train.batch(np.asarray(experiment.parts[0][:count]))
     with ops.measuring() if measure else nullcontext():

@@ -85,6 +85,10 @@ class Training:
         cosine = (1 + math.cos(math.pi * t / self.rounds)) / 2 if self.lr_schedule == "cosine" else 1.0
         return self.lr * self.lr_decay**t * cosine
 
+    def levels(self, method: Method) -> Levels:
+        """What layers keep for the backward pass: as `activations` says, or where it says nothing, the method."""
+        return method.activations if self.activations is None else self.activations
+
     def make_optimizer(self, parameters: Sequence[nn.Parameter], t: int) -> SGD | Adam:
         """A fresh local optimizer of round t; on a GPU one kernel steps all parameters, in a CUDA graph too."""
         lr, fused = self.learning_rate(t), True if parameters[0].is_cuda else None
@@ -198,8 +202,7 @@ class Client:
 
     def keep_activations(self, method: Method) -> None:
         """Give the model's layers the levels that `training` says, or where it says nothing, `method`."""
-        levels = method.activations if self.training.activations is None else self.training.activations
-        tell_levels(self.model, levels)
+        tell_levels(self.model, self.training.levels(method))
 
     def pull_to_anchor(self) -> None:
         """Add the gradient of the proximal term, mu (w - w_t)."""

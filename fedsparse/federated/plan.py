@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 def levels_from(training: Training, method: Method) -> tuple[str, ...]:
     """The levels that plans may have, the fastest first: from that of the run on, where it is one of `LEVELS`."""
-    given = method.activations if training.activations is None else training.activations
+    given = training.levels(method)
     by_pattern = {"*": given} if isinstance(given, str) else given
     if set(by_pattern) == {"*"} and by_pattern["*"] in LEVELS:
         return LEVELS[LEVELS.index(by_pattern["*"]) :]

@@ -179,7 +179,7 @@ class Worker:
 
 def records(worker: Worker) -> bool:
     """Whether the steps of a worker's clients may be recorded: plain local training that keeps all activations."""
-    levels = worker.training.activations or worker.method.activations
+    levels = worker.training.levels(worker.method)
     return admits(worker.method) and levels == "dense" and worker.training.cohort == 1
 
 
