@@ -21,9 +21,10 @@ MORE = {
 
 
 def operands(case: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x, gy)."""
+    """(x, gy), the same in every run."""
     topology, values, x, _ = conv_operands(case, dtype)
-    return x, torch.randn_like(ops.conv2d(values, topology, x, **case.geometry))
+    shape = ops.conv2d(values, topology, x, **case.geometry).shape
+    return x, torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
 def poisoned(x: Tensor) -> Tensor:
@@ -36,7 +37,9 @@ def poisoned(x: Tensor) -> Tensor:
 @parametrize(CONVS | MORE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_are_those_of_the_dense_gradient(case: Conv, dtype: torch.dtype, isa: str) -> None:
-    """F(3x3, 4x4) of float32 in float32 errs by some 1e-6 of the largest entry; 1e-5 are allowed."""
+    """float32 errs by some 1e-6 of the largest entry, in the longest sums, of 40,960 products, by more: over 60 draws
+    F(3x3, 4x4) by up to 1.8e-5 and torch's own plain sum by up to 1.2e-5. 3e-5 are allowed; a wrong index errs by 1e-2.
+    """
     x, gy = operands(case, dtype)
     shape = (case.N, case.C, *case.kernel)
     expected = torch.nn.grad.conv2d_weight(x.double(), shape, gy.double(), **case.geometry).flatten(1)
@@ -44,7 +47,7 @@ def test_rows_are_those_of_the_dense_gradient(case: Conv, dtype: torch.dtype, is
     for first, rows in ((0, case.N), (1, case.N - 1), (case.N // 2, 1)):
         found = RAW.blocked_gradient_rows(poisoned(gy), poisoned(x), case.B, first, rows, *geometry)
         error = (found.double() - expected[first : first + rows]).abs().max() / expected.abs().max().clamp(min=1)
-        assert float(error) <= (1e-5 if dtype == torch.float32 else 1e-13)
+        assert float(error) <= (3e-5 if dtype == torch.float32 else 1e-13)
 
 
 def test_equal_bits_for_any_number_of_threads(isa: str) -> None:
